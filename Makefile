@@ -1,0 +1,30 @@
+# Two commands: `make demo` and `make test`. Everything else is for working on vitedge itself.
+PYTHON ?= python3.11
+VENV ?= .venv
+BIN = $(VENV)/bin
+SOURCES = pyproject.toml
+
+.PHONY: demo test lint clean
+
+$(VENV)/.installed: $(SOURCES)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[all]'
+	touch $@
+
+demo: $(VENV)/.installed
+	$(BIN)/vitedge demo
+
+test: $(VENV)/.installed lint
+	$(BIN)/python -m pytest
+
+# mypy and import-linter read the tree as it gets installed, because the folders carry other names in the repository.
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	rm -rf build/installed && mkdir -p build/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target build/installed .
+	cd build/installed && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p vitedge
+	cd build/installed && PYTHONPATH=. ../../$(BIN)/lint-imports --config ../../pyproject.toml
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

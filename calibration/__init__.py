@@ -1,0 +1,1 @@
+"""Calibration images, activation observers and their cache."""

@@ -1,0 +1,1 @@
+"""Checkpoint loading, one lowering per runtime, artifact writing."""

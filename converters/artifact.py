@@ -1,0 +1,154 @@
+"""Writing artifacts: manifests, and folders that are replaced whole or not at all.
+
+A build writes into a hidden folder beside its destination and renames at the end, so that a build that fails, is
+interrupted or killed leaves what was there before. Only a folder that vitedge made (it holds `report.json` of our
+format) is ever replaced.
+"""
+
+import errno
+import glob
+import importlib.metadata
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import vitedge
+from vitedge.converters.checkpoint import Checkpoint
+from vitedge.quantization.encoder import EncoderShape
+from vitedge.quantization.plan import Plan
+from vitedge.runtimes.errors import OutputError
+from vitedge.runtimes.manifest import FileRecord, Manifest, Operations, TensorRecord, sha256_of
+
+REPORT_FILE, REPORT_FORMAT = "report.json", "vitedge-report/1"
+_TOOLS = ("torch", "transformers", "onnx", "onnxruntime", "openvino", "ai-edge-litert", "numpy")
+# What the integers of a target assume of the CPU. 7-bit weights assume nothing: they are exact on every CPU.
+_INSTRUCTION_SETS = {"avx2": ("any",), "vnni": ("avx512_vnni or avx_vnni",), "arm64": ("asimd",)}
+
+
+@contextmanager
+def replacing_folder(out: Path) -> Iterator[Path]:
+    """Yields a fresh folder that becomes `out` when the block ends without an exception, and vanishes otherwise.
+
+    Raises:
+        OutputError: `out` exists and is not a vitedge build, or cannot be written (a full disk, no permission).
+    """
+    _recover(out)
+    check_replaceable(out)
+    old, new = (out.parent / f".{out.name}.{kind}-{os.getpid()}" for kind in ("old", "new"))
+    try:
+        new.mkdir(parents=True)
+        yield new
+        _sync(new)
+        if out.exists():
+            out.rename(old)
+        try:
+            new.rename(out)
+        except BaseException:
+            if old.exists():
+                old.rename(out)
+            raise
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS):
+            raise OutputError(f"{out}: cannot be written ({error.strerror}); what was there before is unchanged") from error
+        raise
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def check_replaceable(out: Path) -> None:
+    """Refuses a destination that holds something that vitedge did not build.
+
+    Raises:
+        OutputError: It does.
+    """
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    try:
+        report = json.loads((out / REPORT_FILE).read_text(encoding="utf-8"))
+        ours = isinstance(report, dict) and report.get("format") == REPORT_FORMAT
+    except (OSError, ValueError):
+        ours = False
+    if not ours:
+        raise OutputError(
+            f"{out}: exists and is not a vitedge build (no {REPORT_FILE} of ours in it); pass another --out, or remove it"
+        )
+
+
+def build_manifest(
+    folder: Path,
+    files: tuple[str, ...],
+    *,
+    runtime: str,
+    minimum_runtime: str,
+    checkpoint: Checkpoint,
+    plan: Plan,
+    integer: tuple[str, ...],
+    batch: int | None,
+    calibration: Mapping[str, Any],
+) -> Manifest:
+    """The manifest of freshly converted model files; `integer` are the names of the integer linears."""
+    shape = checkpoint.encoder.shape
+    layout = "NHWC" if runtime == "tflite" else "NCHW"
+    sizes = {"N": batch or "batch", "C": shape.channels, "H": shape.image_height, "W": shape.image_width}
+    if runtime == "tflite":
+        sizes["N"] = batch or 1
+    records = tuple(FileRecord(name, sha256_of(folder / name), (folder / name).stat().st_size) for name in files)
+    outputs = tuple(
+        TensorRecord(name, "float32", (sizes["N"], *dims), "NTD" if len(dims) == 2 else "ND")
+        for name, dims in shape.outputs.items()
+    )
+    return Manifest(
+        runtime=runtime,
+        precision="int8" if integer else "fp32",
+        target=plan.target,
+        instruction_sets=_INSTRUCTION_SETS[plan.target] if integer else ("any",),
+        minimum_runtime=minimum_runtime,
+        files=records,
+        inputs=(TensorRecord("pixel_values", "float32", tuple(sizes[letter] for letter in layout), layout),),
+        outputs=outputs,
+        preprocessing=checkpoint.preprocessing,
+        labels=checkpoint.labels,
+        operations=_operations(shape, plan, integer),
+        source=asdict(checkpoint.origin),
+        calibration=calibration,
+        plan_digest=plan.digest(),
+        tools={"vitedge": vitedge.__version__, **{name: importlib.metadata.version(name) for name in _TOOLS}},
+    )
+
+
+def _operations(shape: EncoderShape, plan: Plan, integer: tuple[str, ...]) -> Operations:
+    """Integer modules, float ones with the reason, and multiply-accumulates per image of each kind."""
+    tensor_shapes = shape.tensor_shapes
+    macs = {name: rows * tensor_shapes[f"{name}.weight"][0] * tensor_shapes[f"{name}.weight"][1] for name, rows in shape.linears.items()}
+    reasons = {name: plan.modules[name].reason if integer else "FP32 model" for name in macs if name not in integer}
+    by_design = {
+        "attention scores and context": "two MatMuls of activations, a few percent of the work; feed and follow softmax",
+        "softmax, LayerNorm, GELU, residual adds": "outliers live here, and the CPU kernels are float",
+    }
+    return Operations(
+        integer=integer,
+        floating={**reasons, **by_design},
+        integer_macs=sum(macs[name] for name in integer),
+        total_macs=sum(macs.values()) + shape.attention_macs,
+    )
+
+
+def _recover(out: Path) -> None:
+    """Puts back what a build that was killed between its two renames had set aside."""
+    set_aside = sorted(out.parent.glob(f".{glob.escape(out.name)}.old-*"))
+    if set_aside and not out.exists():
+        set_aside[-1].rename(out)
+
+
+def _sync(folder: Path) -> None:
+    """Flushes every file to the disk, so that a full disk is an error now and not an empty file later."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())

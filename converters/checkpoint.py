@@ -1,0 +1,404 @@
+"""Checkpoints in: a folder or hub id of a transformers `ViTModel` or `ViTForImageClassification` becomes an `Encoder`.
+
+Only safetensors files are read; pickles can run code and are refused. Both generations of key names are accepted:
+`encoder.layer.0.attention.attention.query` (before transformers 5) and `layers.0.attention.q_proj`. Every weight that
+the config implies must be there in its shape. The pooler is optional: without its weights there is no `pooler_output`.
+
+Transformers' own model, on the same weights, stays the reference that artifacts are judged against.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from transformers import ViTConfig, ViTForImageClassification, ViTModel
+
+from vitedge.quantization.encoder import Encoder, EncoderShape, FloatArray
+from vitedge.runtimes.errors import CheckpointError
+from vitedge.runtimes.preprocess import Preprocessing
+
+_ARCHITECTURES = ("ViTModel", "ViTForImageClassification")
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_FILES = ("config.json", "preprocessor_config.json", "*.safetensors", "*.safetensors.index.json")
+_ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "quick_gelu": "quick_gelu",
+    "relu": "relu",
+    "silu": "silu",
+    "swish": "silu",
+    "tanh": "tanh",
+}
+# Old key names to new ones, applied in order to names without the "vit." prefix.
+_RENAMES = (
+    (r"^encoder\.layer\.(\d+)\.", r"layers.\1."),
+    (r"\.attention\.attention\.(query|key|value)\.", lambda m: f".attention.{m[1][0]}_proj."),
+    (r"\.attention\.output\.dense\.", ".attention.o_proj."),
+    (r"^(layers\.\d+)\.intermediate\.dense\.", r"\1.mlp.fc1."),
+    (r"^(layers\.\d+)\.output\.dense\.", r"\1.mlp.fc2."),
+)
+# Hidden size, layers, heads, intermediate size (Dosovitskiy et al. 2020, table 1; Touvron et al. 2021 for the small two).
+_PRESETS = {
+    "tiny": (192, 12, 3, 768),
+    "small": (384, 12, 6, 1536),
+    "base": (768, 12, 12, 3072),
+    "large": (1024, 24, 16, 4096),
+}
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a checkpoint came from: enough to load it again and to see that it is the same.
+
+    `source` is a folder, a hub id or a preset of random weights; `digest` the SHA-256 of config and weights;
+    `image_size` the size asked for, if any.
+    """
+
+    source: str
+    digest: str
+    revision: str | None = None
+    image_size: int | None = None
+    random_weights: bool = False
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A loaded checkpoint.
+
+    `weights` are named as in transformers 5, without the `vit.` prefix, at the checkpoint's own image size; `encoder`
+    is the same in vitedge's form, at the image size asked for.
+    """
+
+    origin: Origin
+    config: ViTConfig
+    weights: Mapping[str, torch.Tensor]
+    encoder: Encoder
+    preprocessing: Preprocessing
+    labels: tuple[str, ...]
+
+    def reference(self) -> "Reference":
+        """Transformers' own model on these weights."""
+        return Reference(self)
+
+
+class Reference:
+    """Transformers' FP32 model: what every artifact is compared with."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._outputs = tuple(checkpoint.encoder.shape.outputs)
+        shape = checkpoint.encoder.shape
+        self._model = _model_class(checkpoint.config, bool(shape.classes), bool(shape.pooler))
+        state = dict(checkpoint.weights)
+        if shape.classes:
+            state = {k if k.startswith("classifier.") else f"vit.{k}": v for k, v in state.items()}
+        self._model.load_state_dict(state, strict=True, assign=True)
+        self._model.eval()
+        self._interpolate = (shape.image_height, shape.image_width) != _pair(checkpoint.config.image_size)
+
+    @torch.inference_mode()
+    def __call__(self, pixel_values: FloatArray) -> dict[str, FloatArray]:
+        """Float32 [batch, channels, height, width], normalized, to the encoder's named outputs."""
+        pixels = torch.from_numpy(np.ascontiguousarray(pixel_values))
+        encoder = self._model.vit if hasattr(self._model, "vit") else self._model
+        result = encoder(pixels, interpolate_pos_encoding=self._interpolate)
+        outputs = {"last_hidden_state": result.last_hidden_state, "pooler_output": result.pooler_output}
+        if "logits" in self._outputs:
+            outputs["logits"] = self._model.classifier(result.last_hidden_state[:, 0])
+        return {name: outputs[name].numpy() for name in self._outputs}
+
+
+def load_checkpoint(source: str, *, revision: str | None = None, image_size: int | None = None) -> Checkpoint:
+    """Loads a checkpoint folder, or downloads one from the hub.
+
+    Args:
+        source: A folder with `config.json` and safetensors weights, or a hub id such as
+            `google/vit-base-patch16-224-in21k`.
+        revision: Branch, tag or commit of a hub id.
+        image_size: Height and width in pixels to convert for; positions are interpolated as transformers does.
+
+    Raises:
+        CheckpointError: Not found, another architecture, pickled, or with missing or misshapen weights.
+    """
+    folder = Path(source)
+    if not folder.is_dir():
+        if folder.exists() or not _HUB_ID.fullmatch(source):
+            raise CheckpointError(
+                f"{source}: no such folder. Pass a folder with config.json and model.safetensors, or a hub id like"
+                " google/vit-base-patch16-224-in21k"
+            )
+        folder = _download(source, revision)
+    config = _read_config(folder)
+    weights, sha = _read_weights(folder)
+    sha.update((folder / "config.json").read_bytes())
+    weights = _renamed(weights)
+    classes = _is_classifier(config, weights, folder)
+    pooler = not classes and "pooler.dense.weight" in weights
+    _check_weights(folder, weights, _model_class(config, classes, pooler, device="meta"))
+    contract = _read_json(folder / "preprocessor_config.json", required=False)
+    preprocessing = Preprocessing.from_config(contract)
+    labels = tuple(str(config.id2label[index]) for index in range(config.num_labels)) if classes else ()
+    origin = Origin(source, sha.hexdigest(), revision, image_size)
+    return _checkpoint(origin, config, weights, preprocessing, labels)
+
+
+def random_checkpoint(preset: str, *, seed: int = 0, image_size: int | None = None) -> Checkpoint:
+    """An encoder with seeded random weights, for latency, size and memory; its accuracy means nothing.
+
+    Args:
+        preset: `vit-{tiny,small,base,large}-patch{N}-{image size}`, such as `vit-base-patch16-224`.
+        seed: Of torch's generator.
+        image_size: As in `load_checkpoint`.
+
+    Raises:
+        CheckpointError: No such preset.
+    """
+    match = re.fullmatch(r"vit-(\w+)-patch(\d+)-(\d+)", preset)
+    if not match or match[1] not in _PRESETS or not 0 < int(match[2]) <= int(match[3]) <= 4096:
+        raise CheckpointError(
+            f"--random-weights {preset}: expected vit-SIZE-patchN-PIXELS with SIZE one of {', '.join(_PRESETS)},"
+            " such as vit-base-patch16-224"
+        )
+    hidden, layers, heads, intermediate = _PRESETS[match[1]]
+    config = ViTConfig(
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=intermediate,
+        patch_size=int(match[2]),
+        image_size=int(match[3]),
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        weights = ViTModel(config).state_dict()
+    digest = hashlib.sha256(f"random {preset} {seed}".encode()).hexdigest()
+    origin = Origin(preset, digest, image_size=image_size, random_weights=True, seed=seed)
+    return _checkpoint(origin, config, weights, Preprocessing.from_config({}), ())
+
+
+def _checkpoint(
+    origin: Origin,
+    config: ViTConfig,
+    weights: Mapping[str, torch.Tensor],
+    preprocessing: Preprocessing,
+    labels: tuple[str, ...],
+) -> Checkpoint:
+    """Puts the parts together; the image size is the one asked for, or the config's."""
+    height, width = _pair(origin.image_size or config.image_size)
+    preprocessing = replace(preprocessing, height=height, width=width)
+    shape = _shape(config, weights, preprocessing, len(labels))
+    encoder = Encoder(shape, _fused_tensors(shape, config, weights))
+    return Checkpoint(origin, config, weights, encoder, preprocessing, labels)
+
+
+def _download(hub_id: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download  # noqa: PLC0415 - slow, and needed only for hub ids
+
+    try:
+        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=list(_HUB_FILES)))
+    except (OSError, ValueError) as error:  # the hub's errors and those of its HTTP client derive from these
+        raise _unreachable(hub_id, error) from error
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] in ("httpx", "httpcore", "requests", "huggingface_hub"):
+            raise _unreachable(hub_id, error) from error
+        raise
+
+
+def _unreachable(hub_id: str, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"{hub_id}: not a folder here, and the hub could not deliver it ({type(error).__name__}). Without a network,"
+        " download config.json, preprocessor_config.json and model.safetensors elsewhere and pass their folder"
+    )
+
+
+def _read_json(path: Path, *, required: bool = True) -> dict[str, Any]:
+    if not path.exists() and not required:
+        return {}
+    try:
+        document = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: expected a JSON file ({error})") from error
+    if not isinstance(document, dict):
+        raise CheckpointError(f"{path}: expected a JSON object, found {type(document).__name__}")
+    return document
+
+
+def _read_config(folder: Path) -> ViTConfig:
+    document = _read_json(folder / "config.json")
+    architectures = document.get("architectures") or list(_ARCHITECTURES[:1])
+    if document.get("model_type") != "vit" or not set(architectures) & set(_ARCHITECTURES):
+        raise CheckpointError(
+            f"{folder / 'config.json'}: expected model_type vit and one of {', '.join(_ARCHITECTURES)}, found"
+            f" model_type {document.get('model_type')} and {architectures}"
+        )
+    try:
+        config = ViTConfig.from_dict(document)
+        config.hidden_act, config.pooler_act  # noqa: B018 - both must exist
+    except Exception as error:
+        raise CheckpointError(f"{folder / 'config.json'}: not a valid ViT configuration ({error})") from error
+    return config
+
+
+def _read_weights(folder: Path) -> tuple[dict[str, torch.Tensor], "hashlib._Hash"]:
+    """All tensors as float32 by their name in the files, and the running hash of those files."""
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        weight_map = _read_json(index).get("weight_map")
+        names = sorted(set(weight_map.values())) if isinstance(weight_map, dict) else []
+        if not names or any(not isinstance(name, str) or Path(name).name != name for name in names):
+            raise CheckpointError(f"{index}: expected a weight_map to files beside it")
+    else:
+        names = ["model.safetensors"]
+    if not all((folder / name).is_file() for name in names):
+        pickles = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for p in folder.glob(pattern))
+        found = f"found only {', '.join(pickles)}: pickles can run code and are never loaded; " if pickles else ""
+        raise CheckpointError(f"{folder}: expected weights in {', '.join(names)}; {found}save them as safetensors")
+    tensors: dict[str, torch.Tensor] = {}
+    sha = hashlib.sha256()
+    for name in names:
+        try:
+            tensors |= load_file(folder / name)
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{folder / name}: not a readable safetensors file ({error})") from error
+        with (folder / name).open("rb") as file:
+            while block := file.read(1 << 22):
+                sha.update(block)
+    return {name: tensor.float() for name, tensor in tensors.items()}, sha
+
+
+def _renamed(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    renamed = {}
+    for name, tensor in weights.items():
+        new_name = name.removeprefix("vit.")
+        for pattern, replacement in _RENAMES:
+            new_name = re.sub(pattern, replacement, new_name)
+        renamed[new_name] = tensor
+    renamed.pop("embeddings.mask_token", None)  # used only in masked pretraining
+    return renamed
+
+
+def _is_classifier(config: ViTConfig, weights: Mapping[str, torch.Tensor], folder: Path) -> bool:
+    named = "ViTForImageClassification" in (config.architectures or ())
+    if named and "classifier.weight" not in weights:
+        raise CheckpointError(f"{folder}: config.json says ViTForImageClassification, but classifier.weight is missing")
+    return named
+
+
+def _model_class(config: ViTConfig, classes: bool, pooler: bool, device: str = "meta") -> Any:
+    """Transformers' model without memory for its weights."""
+    with torch.device(device):
+        return ViTForImageClassification(config) if classes else ViTModel(config, add_pooling_layer=pooler)
+
+
+def _check_weights(folder: Path, weights: Mapping[str, torch.Tensor], model: Any) -> None:
+    expected = {name.removeprefix("vit."): tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    missing = sorted(expected.keys() - weights.keys())
+    unexpected = sorted(weights.keys() - expected.keys())
+    misshapen = [n for n in expected if n in weights and tuple(weights[n].shape) != expected[n]]
+    if missing:
+        raise CheckpointError(f"{folder}: {len(missing)} weights that config.json implies are missing: {missing[:3]}")
+    if misshapen:
+        name = misshapen[0]
+        raise CheckpointError(
+            f"{folder}: weight {name}: expected shape {list(expected[name])} from config.json, found"
+            f" {list(weights[name].shape)} ({len(misshapen)} misshapen in all)"
+        )
+    if unexpected:
+        raise CheckpointError(
+            f"{folder}: {len(unexpected)} weights have no place in a {type(model).__name__} of this config:"
+            f" {unexpected[:3]}; is it another architecture?"
+        )
+    broken = [name for name, tensor in weights.items() if not torch.isfinite(tensor).all()]
+    if broken:
+        raise CheckpointError(f"{folder}: weights hold NaN or infinity: {broken[:3]}")
+
+
+def _pair(size: Any) -> tuple[int, int]:
+    height, width = (size, size) if isinstance(size, int) else size
+    return int(height), int(width)
+
+
+def _activation(name: Any) -> str:
+    if name not in _ACTIVATIONS:
+        raise CheckpointError(f"activation {name}: expected one of {', '.join(_ACTIVATIONS)}")
+    return _ACTIVATIONS[name]
+
+
+def _shape(
+    config: ViTConfig, weights: Mapping[str, torch.Tensor], preprocessing: Preprocessing, classes: int
+) -> EncoderShape:
+    patch_height, patch_width = _pair(config.patch_size)
+    if config.num_channels != 3:
+        raise CheckpointError(f"config.json: expected num_channels 3 (RGB), found {config.num_channels}")
+    pooler = 0 if classes or "pooler.dense.weight" not in weights else int(config.pooler_output_size)
+    if preprocessing.height < patch_height or preprocessing.width < patch_width:
+        raise CheckpointError(
+            f"an image of {preprocessing.height}×{preprocessing.width} is smaller than a patch of"
+            f" {patch_height}×{patch_width}; pass a larger --image-size"
+        )
+    return EncoderShape(
+        image_height=preprocessing.height,
+        image_width=preprocessing.width,
+        channels=int(config.num_channels),
+        patch_height=patch_height,
+        patch_width=patch_width,
+        hidden=int(config.hidden_size),
+        layers=int(config.num_hidden_layers),
+        heads=int(config.num_attention_heads),
+        intermediate=int(config.intermediate_size),
+        activation=_activation(config.hidden_act),
+        layer_norm_eps=float(config.layer_norm_eps),
+        pooler=pooler,
+        pooler_activation=_activation(config.pooler_act),
+        classes=classes,
+    )
+
+
+def _fused_tensors(shape: EncoderShape, config: ViTConfig, weights: Mapping[str, torch.Tensor]) -> dict[str, FloatArray]:
+    """Transformers' weights under vitedge's names: query, key and value in one linear, positions at the image size."""
+
+    def array(name: str) -> FloatArray:
+        return weights[name].numpy()
+
+    def qkv(layer: int, part: str) -> NDArray[np.float32]:
+        names = [f"layers.{layer}.attention.{letter}_proj.{part}" for letter in "qkv"]
+        if part == "bias" and not config.qkv_bias:
+            return np.zeros(3 * shape.hidden, np.float32)
+        return np.concatenate([array(name) for name in names])
+
+    tensors = {
+        "cls_token": array("embeddings.cls_token").reshape(-1),
+        "position_embeddings": _positions(shape, config, weights["embeddings.position_embeddings"]),
+        "patch_embedding.weight": array("embeddings.patch_embeddings.projection.weight").reshape(shape.hidden, -1),
+        "patch_embedding.bias": array("embeddings.patch_embeddings.projection.bias"),
+    }
+    for name in shape.tensor_shapes:
+        if ".attention.qkv." in name:
+            tensors[name] = qkv(int(name.split(".")[1]), name.rpartition(".")[2])
+        elif name not in tensors:
+            tensors[name] = array(name)
+    return tensors
+
+
+def _positions(shape: EncoderShape, config: ViTConfig, positions: torch.Tensor) -> FloatArray:
+    """Positions [tokens, hidden] at the shape's image size, interpolated by transformers' own rule (bicubic)."""
+    if (shape.image_height, shape.image_width) == _pair(config.image_size):
+        return positions[0].numpy()
+    old_height, old_width = _pair(config.image_size)
+    if old_height != old_width or shape.patch_height != shape.patch_width:
+        raise CheckpointError("--image-size: only square images with square patches can be interpolated")
+    side = old_height // shape.patch_height
+    grid = positions[:, 1:].reshape(1, side, side, -1).permute(0, 3, 1, 2)
+    grid = torch.nn.functional.interpolate(grid, size=shape.grid, mode="bicubic", align_corners=False)
+    return torch.cat((positions[0, :1], grid[0].flatten(1).T)).numpy()

@@ -1,0 +1,91 @@
+"""One table of the three lowerings, and the proof that a lowering changed nothing in float.
+
+Toolchains are imported only when their runtime is asked for.
+"""
+
+import importlib
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+import numpy as np
+
+from vitedge.converters.artifact import build_manifest
+from vitedge.converters.checkpoint import Checkpoint
+from vitedge.quantization.encoder import Encoder, FloatArray
+from vitedge.quantization.plan import Plan, QuantizedLinear
+from vitedge.runtimes.errors import ConversionError
+from vitedge.runtimes.load import load_encoder
+from vitedge.runtimes.manifest import Manifest
+
+MAX_EXPORT_ERROR = 1e-3
+_FILES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {"onnx": ("model.onnx",), "openvino": ("model.xml", "model.bin"), "tflite": ("model.tflite",)}
+)
+RUNTIMES = tuple(_FILES)
+
+
+def lower(
+    runtime: str,
+    folder: Path,
+    *,
+    encoder: Encoder,
+    linears: Mapping[str, QuantizedLinear],
+    checkpoint: Checkpoint,
+    plan: Plan,
+    batch: int | None,
+    calibration: Mapping[str, object],
+) -> Manifest:
+    """Writes one artifact, model and manifest, into a new folder.
+
+    Args:
+        runtime: A key of `RUNTIMES`.
+        folder: Folder to make.
+        encoder: What to lower: the smoothed encoder of the plan, or the one as loaded for the FP32 model.
+        linears: The plan's integer linears for this runtime; empty for the FP32 model.
+        checkpoint: For the manifest.
+        plan: For the manifest and the target.
+        batch: Fixed batch size, or None: any for ONNX and OpenVINO, 1 for TFLite.
+        calibration: For the manifest.
+    """
+    folder.mkdir(parents=True)
+    module = importlib.import_module(f"vitedge.converters.{runtime}")
+    options = {"as_convolutions": True} if runtime == "openvino" and plan.target == "avx2" and linears else {}
+    module.convert(encoder, linears, folder, batch, **options)
+    manifest = build_manifest(
+        folder,
+        _FILES[runtime],
+        runtime=runtime,
+        minimum_runtime=module.MINIMUM_RUNTIME,
+        checkpoint=checkpoint,
+        plan=plan,
+        integer=tuple(linears),
+        batch=batch,
+        calibration=calibration,
+    )
+    manifest.save(folder)
+    return manifest
+
+
+def export_error(folder: Path, pixel_values: FloatArray, expected: Mapping[str, FloatArray]) -> float:
+    """The largest difference between an FP32 artifact and PyTorch, over all outputs.
+
+    Args:
+        folder: The FP32 artifact.
+        pixel_values: float32 [n, 3, height, width].
+        expected: PyTorch's outputs for them.
+
+    Raises:
+        ConversionError: An output is missing, not finite, or differs by more than `MAX_EXPORT_ERROR`.
+    """
+    outputs = load_encoder(folder)(pixel_values)
+    if outputs.keys() != expected.keys():
+        raise ConversionError(f"{folder.name}: expected outputs {list(expected)}, found {list(outputs)}")
+    errors = {name: float(np.abs(outputs[name] - expected[name]).max()) for name in expected}
+    name = max(errors, key=lambda key: np.inf if np.isnan(errors[key]) else errors[key])
+    if not errors[name] <= MAX_EXPORT_ERROR:
+        raise ConversionError(
+            f"{folder.name}: the FP32 model differs from PyTorch by {errors[name]:.2e} in {name}, more than"
+            f" {MAX_EXPORT_ERROR:.0e}; nothing was quantized. This is a bug in the lowering, please report it"
+        )
+    return errors[name]

@@ -1,0 +1,213 @@
+"""Lowering to ONNX, for ONNX Runtime's CPU provider.
+
+What becomes integer: every linear of the plan and the patch embedding. A linear is
+
+    QuantizeLinear (fixed uint8 scale) -> com.microsoft.MatMulIntegerToFloat (int8 weights, per-channel scale, bias)
+
+one kernel with float output, the fastest form that the CPU provider has: a QDQ pair around MatMul + Add would first be
+fused into Gemm, which has no integer kernel with float output. Residual adds, LayerNorm, softmax, GELU and the two
+attention MatMuls stay float: the provider has no integer kernels for the first four, and the MatMuls are 4 % of the
+work of ViT-B and feed softmax.
+
+The patch embedding is a linear over flattened patches, so that it is the same integer kernel; quantizing before the
+patches are cut out makes the transpose move bytes instead of floats.
+
+Opset 20 (the first with Gelu) and IR version 9 load in ONNX Runtime 1.17 and later. The batch is a symbol unless given.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from vitedge.quantization.encoder import Encoder
+from vitedge.quantization.plan import QuantizedLinear
+from vitedge.runtimes.errors import ConversionError, PlanError
+
+OPSET, IR_VERSION, MINIMUM_RUNTIME = 20, 9, "1.17"
+MODEL_FILE = "model.onnx"
+
+
+def convert(encoder: Encoder, linears: Mapping[str, QuantizedLinear], folder: Path, batch: int | None) -> None:
+    """Writes `folder/model.onnx`.
+
+    Args:
+        encoder: The encoder that the integers belong to.
+        linears: Integer linears by name; the others stay float. Empty for the FP32 model.
+        folder: Existing folder to write into.
+        batch: Fixed batch size, or None for any.
+
+    Raises:
+        PlanError: An integer linear has a dynamic input.
+        ConversionError: The model exceeds the 2 GB that one ONNX file can hold.
+    """
+    graph = _Graph(encoder, linears, batch)
+    graph.encoder_graph()
+    model = graph.model()
+    if model.ByteSize() >= 2**31:
+        raise ConversionError(f"ONNX: the model has {model.ByteSize()} bytes; one file can hold at most 2 GB")
+    onnx.checker.check_model(model)
+    onnx.save_model(model, folder / MODEL_FILE)
+
+
+class _Graph:
+    """An ONNX graph under construction: nodes in order, initializers by name."""
+
+    def __init__(self, encoder: Encoder, linears: Mapping[str, QuantizedLinear], batch: int | None) -> None:
+        self.encoder, self.shape, self.linears = encoder, encoder.shape, linears
+        self.batch: int | str = batch or "batch"
+        self.nodes: list[onnx.NodeProto] = []
+        self.initializers: dict[str, onnx.TensorProto] = {}
+
+    def model(self) -> onnx.ModelProto:
+        shape = self.shape
+        pixels = [self.batch, shape.channels, shape.image_height, shape.image_width]
+        graph = helper.make_graph(
+            self.nodes,
+            "vit_encoder",
+            [helper.make_tensor_value_info("pixel_values", TensorProto.FLOAT, pixels)],
+            [
+                helper.make_tensor_value_info(name, TensorProto.FLOAT, [self.batch, *dims])
+                for name, dims in shape.outputs.items()
+            ],
+            list(self.initializers.values()),
+        )
+        opsets = [helper.make_opsetid("", OPSET)]
+        if self.linears:
+            opsets.append(helper.make_opsetid("com.microsoft", 1))
+        return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="vitedge")
+
+    def constant(self, name: str, value: NDArray[np.generic]) -> str:
+        if name not in self.initializers:
+            self.initializers[name] = numpy_helper.from_array(np.asarray(value, order="C"), name)
+        return name
+
+    def integers(self, *values: int) -> str:
+        return self.constant("int64_" + "_".join(map(str, values)), np.array(values, np.int64))
+
+    def number(self, value: float) -> str:
+        return self.constant(f"float_{value!r}", np.array(value, np.float32))
+
+    def node(self, operator: str, name: str, inputs: Sequence[str], domain: str = "", **attributes: object) -> str:
+        """Adds a node whose one output bears its name."""
+        self.nodes.append(helper.make_node(operator, list(inputs), [name], name=name, domain=domain, **attributes))
+        return name
+
+    def linear(self, name: str, x: str, output: str | None = None) -> str:
+        """The linear `name` of x [..., in]; x must be quantized already if the linear is integer (see `quantize`)."""
+        quantized = self.linears.get(name)
+        output = output or f"{name}.output"
+        if quantized is None:
+            weight = self.constant(f"{name}.weight", self.encoder.tensors[f"{name}.weight"].T)
+            bias = self.constant(f"{name}.bias", self.encoder.tensors[f"{name}.bias"])
+            return self.node("Add", output, [self.node("MatMul", f"{name}.matmul", [x, weight]), bias])
+        input_scale, input_zero_point = self.input_parameters(name, quantized)
+        inputs = [
+            x,
+            self.constant(f"{name}.weight", quantized.weight.values.T),
+            input_scale,
+            self.constant(f"{name}.weight_scale", quantized.weight.scale),
+            input_zero_point,
+            self.constant(f"{name}.weight_zero_point", np.zeros(len(quantized.weight.scale), np.int8)),
+            self.constant(f"{name}.bias", quantized.weight.bias),
+        ]
+        return self.node("MatMulIntegerToFloat", output, inputs, domain="com.microsoft")
+
+    def quantize(self, name: str, x: str) -> str:
+        """What the linear `name` reads: x quantized to uint8 if that linear is integer, else x."""
+        quantized = self.linears.get(name)
+        if quantized is None:
+            return x
+        return self.node("QuantizeLinear", f"{name}.input", [x, *self.input_parameters(name, quantized)])
+
+    def input_parameters(self, name: str, quantized: QuantizedLinear) -> tuple[str, str]:
+        """Scale and zero point of the input of the linear `name`, as constants."""
+        if quantized.input is None:
+            raise PlanError(f"{name}: ONNX artifacts need a static input quantization, found dynamic")
+        scale = self.constant(f"{name}.input_scale", np.float32(quantized.input.scale))
+        return scale, self.constant(f"{name}.input_zero_point", np.uint8(quantized.input.zero_point))
+
+    def layernorm(self, name: str, x: str, output: str | None = None) -> str:
+        tensors = self.encoder.tensors
+        parts = [self.constant(f"{name}.{part}", tensors[f"{name}.{part}"]) for part in ("weight", "bias")]
+        epsilon = self.shape.layer_norm_eps
+        return self.node("LayerNormalization", output or f"{name}.output", [x, *parts], axis=-1, epsilon=epsilon)
+
+    def activation(self, kind: str, name: str, x: str) -> str:
+        match kind:
+            case "gelu":
+                return self.node("Gelu", name, [x])
+            case "gelu_tanh":
+                return self.node("Gelu", name, [x], approximate="tanh")
+            case "relu":
+                return self.node("Relu", name, [x])
+            case "tanh":
+                return self.node("Tanh", name, [x])
+            case "silu" | "quick_gelu":
+                scaled = self.node("Mul", f"{name}.scaled", [x, self.number(1.702)]) if kind == "quick_gelu" else x
+                return self.node("Mul", name, [x, self.node("Sigmoid", f"{name}.sigmoid", [scaled])])
+            case _:
+                raise AssertionError(f"no ONNX form of activation {kind}")
+
+    def encoder_graph(self) -> None:
+        shape = self.shape
+        x = self.embeddings()
+        for layer in range(shape.layers):
+            prefix = f"layers.{layer}"
+            attended = self.attention(f"{prefix}.attention", self.layernorm(f"{prefix}.layernorm_before", x))
+            x = self.node("Add", f"{prefix}.attention.residual", [x, attended])
+            normed = self.quantize(f"{prefix}.mlp.fc1", self.layernorm(f"{prefix}.layernorm_after", x))
+            wide = self.activation(shape.activation, f"{prefix}.mlp.activation", self.linear(f"{prefix}.mlp.fc1", normed))
+            narrow = self.linear(f"{prefix}.mlp.fc2", self.quantize(f"{prefix}.mlp.fc2", wide))
+            x = self.node("Add", f"{prefix}.mlp.residual", [x, narrow])
+        x = self.layernorm("layernorm", x, output="last_hidden_state")
+        if shape.pooler or shape.classes:
+            cls = self.node("Gather", "cls", [x, self.constant("int64_zero", np.array(0, np.int64))], axis=1)
+        if shape.pooler:
+            dense = self.linear("pooler.dense", self.quantize("pooler.dense", cls))
+            self.activation(shape.pooler_activation, "pooler_output", dense)
+        if shape.classes:
+            self.linear("classifier", self.quantize("classifier", cls), output="logits")
+
+    def embeddings(self) -> str:
+        """Pixels to tokens [batch, tokens, hidden]."""
+        shape, tensors = self.shape, self.encoder.tensors
+        rows, columns = shape.grid
+        x = self.quantize("patch_embedding", "pixel_values")
+        height, width = rows * shape.patch_height, columns * shape.patch_width
+        if (height, width) != (shape.image_height, shape.image_width):
+            x = self.node("Slice", "covered", [x, self.integers(0, 0), self.integers(height, width), self.integers(2, 3)])
+        split = self.integers(0, shape.channels, rows, shape.patch_height, columns, shape.patch_width)
+        x = self.node("Reshape", "split_patches", [x, split])
+        x = self.node("Transpose", "sorted_patches", [x], perm=[0, 2, 4, 1, 3, 5])
+        x = self.node("Reshape", "patches", [x, self.integers(0, rows * columns, shape.patch_values)])
+        x = self.linear("patch_embedding", x)
+        positions = tensors["position_embeddings"]
+        x = self.node("Add", "positioned_patches", [x, self.constant("patch_positions", positions[1:])])
+        # The class token and its position are one constant row; Expand gives it the batch.
+        cls = self.constant("cls_token", (tensors["cls_token"] + positions[0])[None, None])
+        batch = self.node("Shape", "batch_size", [x], start=0, end=1)
+        ones = self.node("Concat", "cls_shape", [batch, self.integers(1, shape.hidden)], axis=0)
+        return self.node("Concat", "tokens", [self.node("Expand", "cls_tokens", [cls, ones]), x], axis=1)
+
+    def attention(self, name: str, x: str) -> str:
+        shape = self.shape
+        qkv = self.linear(f"{name}.qkv", self.quantize(f"{name}.qkv", x))
+        heads = self.node("Reshape", f"{name}.heads", [qkv, self.integers(0, 0, 3, shape.heads, shape.head_width)])
+        parts = [f"{name}.query", f"{name}.key", f"{name}.value"]
+        flat = [f"{part}_flat" for part in parts]
+        self.nodes.append(helper.make_node("Split", [heads], flat, name=f"{name}.split", axis=2, num_outputs=3))
+        squeezed = [self.node("Squeeze", f"{p}_heads", [f, self.integers(2)]) for p, f in zip(parts, flat, strict=True)]
+        query = self.node("Transpose", parts[0], [squeezed[0]], perm=[0, 2, 1, 3])
+        key = self.node("Transpose", parts[1], [squeezed[1]], perm=[0, 2, 3, 1])
+        value = self.node("Transpose", parts[2], [squeezed[2]], perm=[0, 2, 1, 3])
+        scores = self.node("MatMul", f"{name}.scores", [query, key])
+        scaled = self.node("Mul", f"{name}.scaled_scores", [scores, self.number(shape.head_width**-0.5)])
+        weights = self.node("Softmax", f"{name}.weights", [scaled], axis=-1)
+        context = self.node("MatMul", f"{name}.context", [weights, value])
+        context = self.node("Transpose", f"{name}.merged_heads", [context], perm=[0, 2, 1, 3])
+        context = self.node("Reshape", f"{name}.flat_context", [context, self.integers(0, 0, shape.hidden)])
+        return self.linear(f"{name}.o_proj", self.quantize(f"{name}.o_proj", context))

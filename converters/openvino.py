@@ -1,0 +1,204 @@
+"""Lowering to OpenVINO IR, for the CPU plugin.
+
+What becomes integer: every linear of the plan and the patch embedding. A linear is
+
+    FakeQuantize (256 levels, fixed range) -> MatMul or 1×1 Convolution by int8 weights (Convert · Multiply) -> Add bias
+
+The plugin turns FakeQuantize into u8 and runs the product in integers. Which product is faster depends on the CPU: on
+those without VNNI (target `avx2`) integer MatMuls fall into a slow generic kernel, while 1×1 convolutions have a fast
+one, so every linear becomes a convolution and tokens are kept as [batch, tokens, 1, hidden], the shape that a permute
+turns into the convolution's own layout. With VNNI or AMX, and in float, MatMul is faster and needs no permutes.
+
+Residual adds, LayerNorm, softmax, GELU and the two attention MatMuls stay float, as in the other lowerings; fused INT8
+attention exists only for VNNI and AMX.
+
+The IR keeps float32 constants: compressing them to float16 would mix an export error into the quantization error.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino
+from numpy.typing import NDArray
+from openvino import opset13 as ops
+
+from vitedge.quantization.encoder import Encoder
+from vitedge.quantization.plan import QuantizedLinear, StaticInput
+from vitedge.runtimes.errors import PlanError
+
+MODEL_FILES = ("model.xml", "model.bin")
+MINIMUM_RUNTIME = "2023.2"  # the first release with operator set 13
+
+
+def convert(
+    encoder: Encoder,
+    linears: Mapping[str, QuantizedLinear],
+    folder: Path,
+    batch: int | None,
+    *,
+    as_convolutions: bool = False,
+) -> None:
+    """Writes `folder/model.xml` and `folder/model.bin`.
+
+    Args:
+        encoder: The encoder that the integers belong to.
+        linears: Integer linears by name, with static inputs; the others stay float. Empty for the FP32 model.
+        folder: Existing folder to write into.
+        batch: Fixed batch size, or None for any.
+        as_convolutions: Integer linears as 1×1 convolutions, for CPUs without VNNI.
+
+    Raises:
+        PlanError: An integer linear has a dynamic input.
+    """
+    model = _Graph(encoder, linears, batch, as_convolutions).model()
+    openvino.save_model(model, folder / MODEL_FILES[0], compress_to_fp16=False)
+
+
+def _constant(value: NDArray[np.generic]) -> Any:
+    return ops.constant(np.asarray(value, order="C"))
+
+
+def _integers(*values: int) -> Any:
+    return _constant(np.array(values, np.int64))
+
+
+class _Graph:
+    """Builds the graph; tokens are [batch, tokens, hidden], or [batch, tokens, 1, hidden] with convolutions."""
+
+    def __init__(
+        self, encoder: Encoder, linears: Mapping[str, QuantizedLinear], batch: int | None, as_convolutions: bool
+    ) -> None:
+        self.encoder, self.shape, self.linears = encoder, encoder.shape, linears
+        self.batch, self.as_convolutions = batch, as_convolutions
+
+    def model(self) -> openvino.Model:
+        shape = self.shape
+        dims = [self.batch or -1, shape.channels, shape.image_height, shape.image_width]
+        pixels = ops.parameter(dims, np.float32, name="pixel_values")
+        pixels.output(0).set_names({"pixel_values"})
+        x = self.embeddings(pixels)
+        for layer in range(shape.layers):
+            prefix = f"layers.{layer}"
+            x = ops.add(x, self.attention(f"{prefix}.attention", self.layernorm(f"{prefix}.layernorm_before", x)))
+            wide = self.linear(f"{prefix}.mlp.fc1", self.layernorm(f"{prefix}.layernorm_after", x))
+            x = ops.add(x, self.linear(f"{prefix}.mlp.fc2", self.activation(shape.activation, wide)))
+        x = self.layernorm("layernorm", x)
+        results = []
+        for name, output in self.outputs(x).items():
+            output.output(0).set_names({name})
+            results.append(ops.result(output, name=f"{name}.result"))
+        return openvino.Model(results, [pixels], "vit_encoder")
+
+    def outputs(self, x: Any) -> Mapping[str, Any]:
+        shape, outputs = self.shape, {"last_hidden_state": self.flat(x, self.shape.tokens, self.shape.hidden)}
+        cls = ops.gather(x, _integers(0), _constant(np.int64(1)))
+        if shape.pooler:
+            dense = self.activation(shape.pooler_activation, self.linear("pooler.dense", cls))
+            outputs["pooler_output"] = ops.reshape(dense, _integers(0, shape.pooler), True)
+        if shape.classes:
+            outputs["logits"] = ops.reshape(self.linear("classifier", cls), _integers(0, shape.classes), True)
+        return outputs
+
+    def flat(self, x: Any, rows: int, width: int) -> Any:
+        """Tokens as [batch, rows, width]."""
+        return ops.reshape(x, _integers(0, rows, width), True) if self.as_convolutions else x
+
+    def as_tokens(self, x: Any, rows: int, width: int) -> Any:
+        """Anything whose values are rows of a width as tokens."""
+        unit = (1,) if self.as_convolutions else ()
+        return ops.reshape(x, _integers(0, rows, *unit, width), True)
+
+    def quantized_input(self, name: str, x: Any, static: StaticInput | None) -> Any:
+        if static is None:
+            raise PlanError(f"{name}: OpenVINO artifacts need a static input quantization, found dynamic")
+        scale = np.float32(static.scale)
+        low, high = _constant(-scale * np.float32(static.zero_point)), _constant(scale * np.float32(255 - static.zero_point))
+        return ops.fake_quantize(x, low, high, low, high, 256)
+
+    def linear(self, name: str, x: Any) -> Any:
+        """The linear `name` of tokens."""
+        quantized = self.linears.get(name)
+        if quantized is None:
+            weight = _constant(self.encoder.tensors[f"{name}.weight"])
+            return ops.add(ops.matmul(x, weight, False, True), _constant(self.encoder.tensors[f"{name}.bias"]))
+        values, scale, bias = quantized.weight.values, quantized.weight.scale, quantized.weight.bias
+        if not self.as_convolutions:
+            x = self.quantized_input(name, x, quantized.input)
+            weight = ops.multiply(ops.convert(_constant(values), "f32"), _constant(scale[:, None]))
+            return ops.add(ops.matmul(x, weight, False, True, name=name), _constant(bias))
+        x = self.quantized_input(name, ops.transpose(x, _integers(0, 3, 1, 2)), quantized.input)
+        x = self.convolution(name, x, values[:, :, None, None], scale, bias, (1, 1))
+        return ops.transpose(x, _integers(0, 2, 3, 1))
+
+    def convolution(
+        self,
+        name: str,
+        x: Any,
+        weight: NDArray[np.generic],
+        scale: NDArray[np.float32] | None,
+        bias: NDArray[np.float32],
+        stride: tuple[int, int],
+    ) -> Any:
+        """Convolution without padding, by float weights or, given their scale, int8 ones; NCHW."""
+        filters = _constant(weight)
+        if scale is not None:
+            filters = ops.multiply(ops.convert(filters, "f32"), _constant(scale[:, None, None, None]))
+        x = ops.convolution(x, filters, list(stride), [0, 0], [0, 0], [1, 1], name=name)
+        return ops.add(x, _constant(bias[None, :, None, None]))
+
+    def layernorm(self, name: str, x: Any) -> Any:
+        tensors = self.encoder.tensors
+        x = ops.mvn(x, _integers(-1), True, self.shape.layer_norm_eps, "inside_sqrt")
+        return ops.add(ops.multiply(x, _constant(tensors[f"{name}.weight"])), _constant(tensors[f"{name}.bias"]))
+
+    def activation(self, kind: str, x: Any) -> Any:
+        match kind:
+            case "gelu":
+                return ops.gelu(x, "erf")
+            case "gelu_tanh":
+                return ops.gelu(x, "tanh")
+            case "relu":
+                return ops.relu(x)
+            case "tanh":
+                return ops.tanh(x)
+            case "silu":
+                return ops.swish(x)
+            case "quick_gelu":
+                return ops.swish(x, _constant(np.float32(1.702)))
+            case _:
+                raise AssertionError(f"no OpenVINO form of activation {kind}")
+
+    def embeddings(self, pixels: Any) -> Any:
+        """Pixels to tokens; a convolution without padding ignores what no whole patch covers, as it should."""
+        shape, tensors = self.shape, self.encoder.tensors
+        patch, patches = (shape.patch_height, shape.patch_width), shape.tokens - 1
+        filter_dims = (shape.hidden, shape.channels, *patch)
+        quantized = self.linears.get("patch_embedding")
+        if quantized is None:
+            weight, bias = tensors["patch_embedding.weight"].reshape(filter_dims), tensors["patch_embedding.bias"]
+            x = self.convolution("patch_embedding", pixels, weight, None, bias, patch)
+        else:
+            x = self.quantized_input("patch_embedding", pixels, quantized.input)
+            integers = quantized.weight
+            values = integers.values.reshape(filter_dims)
+            x = self.convolution("patch_embedding", x, values, integers.scale, integers.bias, patch)
+        x = ops.transpose(ops.reshape(x, _integers(0, shape.hidden, patches), True), _integers(0, 2, 1))
+        x = ops.add(x, _constant(tensors["position_embeddings"][1:]))
+        # The class token and its position are one constant row; Broadcast gives it the batch.
+        row = _constant((tensors["cls_token"] + tensors["position_embeddings"][0])[None, None])
+        batch = ops.gather(ops.shape_of(x), _integers(0), _constant(np.int64(0)))
+        cls = ops.broadcast(row, ops.concat([batch, _integers(1, shape.hidden)], 0))
+        return self.as_tokens(ops.concat([cls, x], 1), shape.tokens, shape.hidden)
+
+    def attention(self, name: str, x: Any) -> Any:
+        shape = self.shape
+        dims = _integers(0, shape.tokens, 3, shape.heads, shape.head_width)
+        qkv = ops.reshape(self.linear(f"{name}.qkv", x), dims, True)
+        parts = ops.split(ops.transpose(qkv, _integers(2, 0, 3, 1, 4)), _constant(np.int64(0)), 3)
+        query, key, value = (ops.squeeze(parts.output(part), _integers(0)) for part in range(3))
+        query = ops.multiply(query, _constant(np.float32(shape.head_width**-0.5)))
+        weights = ops.softmax(ops.matmul(query, key, False, True), -1)
+        context = ops.transpose(ops.matmul(weights, value, False, False), _integers(0, 2, 1, 3))
+        return self.linear(f"{name}.o_proj", self.as_tokens(context, shape.tokens, shape.hidden))

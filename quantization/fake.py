@@ -1,0 +1,44 @@
+"""Fake quantization: the integer artifacts' arithmetic, done in float32 PyTorch, to predict them before they are built.
+
+Quantized inputs and weights are integers held in floats, multiplied and summed in float32. Sums of up to 255 · 127 · in
+stay below 2^24 only for short rows, so predictions agree with integer kernels to float rounding, not to the bit.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch.nn import functional
+
+from vitedge.quantization.encoder import Encoder, Linear, float_linear
+from vitedge.quantization.plan import QuantizedLinear, StaticInput
+
+
+def fake_quantized_linear(encoder: Encoder, linears: Mapping[str, QuantizedLinear]) -> Linear:
+    """The encoder's linears with those in `linears` computed as their integers would."""
+    as_float = float_linear(encoder)
+    weights = {name: torch.from_numpy(linear.weight.dequantized()) for name, linear in linears.items()}
+    biases = {name: torch.from_numpy(linear.weight.bias) for name, linear in linears.items()}
+
+    def linear(name: str, x: torch.Tensor) -> torch.Tensor:
+        if name not in linears:
+            return as_float(name, x)
+        static = linears[name].input
+        x = quantize_static(x, static) if static else quantize_rows(x)
+        return functional.linear(x, weights[name], biases[name])
+
+    return linear
+
+
+def quantize_static(x: torch.Tensor, static: StaticInput) -> torch.Tensor:
+    """Rounds to the fixed uint8 grid and back."""
+    q = torch.clamp(torch.round(x / static.scale) + static.zero_point, 0, 255)
+    return (q - static.zero_point) * static.scale
+
+
+def quantize_rows(x: torch.Tensor) -> torch.Tensor:
+    """Rounds every row (last axis) to an 8-bit grid over its own range, as XNNPACK's dynamic quantization does."""
+    low = torch.clamp(x.amin(-1, keepdim=True), max=0)
+    high = torch.clamp(x.amax(-1, keepdim=True), min=0)
+    scale = torch.clamp((high - low) / 255, min=1e-12)
+    zero_point = torch.round(-low / scale)
+    return (torch.clamp(torch.round(x / scale) + zero_point, 0, 255) - zero_point) * scale

@@ -1,0 +1,84 @@
+"""SmoothQuant (Xiao et al. 2022, arXiv:2211.10438) as a float rewrite: outliers move from activations into weights.
+
+Where a linear's input channels come out of something affine, channel j of that producer is divided by a factor s_j and
+column j of the linear multiplied by it; the function stays the same. A ViT has three such places in a layer:
+
+    layernorm_before -> attention.qkv        layernorm_after -> mlp.fc1
+    value rows of attention.qkv -> attention.o_proj    (attention mixes tokens, never channels)
+
+The input of mlp.fc2 comes out of GELU, which nothing can be folded through. Factors follow the paper's equation 4:
+s_j = max|x_j|^strength / max|W_:j|^(1 - strength), normalized to a geometric mean of 1.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from vitedge.calibration.observers import InputStatistics
+from vitedge.quantization.encoder import Encoder, FloatArray
+from vitedge.runtimes.errors import PlanError
+
+
+def smoothing_factors(
+    encoder: Encoder, statistics: Mapping[str, InputStatistics], strength: float
+) -> Mapping[str, FloatArray]:
+    """Factors [in] for every linear whose input can be smoothed, by the linear's name.
+
+    Args:
+        encoder: The encoder before smoothing.
+        statistics: What calibration saw of the inputs of `encoder`'s linears.
+        strength: 0 moves nothing out of the activations, 1 everything; the paper's default is 0.5.
+    """
+    factors = {}
+    for name in smoothable(encoder):
+        activation = np.maximum(statistics[name].absolute_maximum, 1e-5)
+        weight = np.maximum(np.abs(encoder.tensors[name + ".weight"]).max(axis=0), 1e-5)
+        log_factor = strength * np.log(activation) - (1 - strength) * np.log(weight)
+        factors[name] = np.exp(log_factor - log_factor.mean()).astype(np.float32)
+    return factors
+
+
+def smoothable(encoder: Encoder) -> tuple[str, ...]:
+    """The linears whose input channels can be divided for free."""
+    parts = ("attention.qkv", "attention.o_proj", "mlp.fc1")
+    return tuple(f"layers.{layer}.{part}" for layer in range(encoder.shape.layers) for part in parts)
+
+
+def smooth(encoder: Encoder, factors: Mapping[str, FloatArray]) -> Encoder:
+    """The same function with smoothed channels.
+
+    Needs: factors only for `smoothable` linears, all positive. Promises: outputs equal to float32 rounding, whatever
+    the order of `factors`.
+
+    Raises:
+        PlanError: A factor for something that cannot be smoothed.
+    """
+    places = smoothable(encoder)
+    unknown = sorted(factors.keys() - set(places))
+    if unknown:
+        raise PlanError(f"smoothing: {unknown[:3]} are not linears of this encoder whose input can be smoothed")
+    for name in places:
+        if name not in factors:
+            continue
+        factor = factors[name]
+        encoder = encoder.with_tensors(_divided_producer(encoder, name, factor))
+        encoder = encoder.with_tensors({f"{name}.weight": encoder.tensors[f"{name}.weight"] * factor})
+    return encoder
+
+
+def _divided_producer(encoder: Encoder, name: str, factor: FloatArray) -> Mapping[str, FloatArray]:
+    """The tensors of what produces the input of `name`, each output channel divided by its factor."""
+    prefix, _, part = name.rpartition(".")
+    if part == "o_proj":
+        producer = f"{prefix}.qkv"
+        ones = np.ones(2 * encoder.shape.hidden, np.float32)
+        divisor = np.concatenate((ones, factor))  # the rows of query and key stay as they are
+        weight_divisor = divisor[:, None]
+    else:
+        layer = prefix.rpartition(".")[0]
+        producer = f"{layer}.layernorm_before" if part == "qkv" else f"{layer}.layernorm_after"
+        divisor = weight_divisor = factor
+    return {
+        f"{producer}.weight": encoder.tensors[f"{producer}.weight"] / weight_divisor,
+        f"{producer}.bias": encoder.tensors[f"{producer}.bias"] / divisor,
+    }

@@ -1,0 +1,150 @@
+"""What the three wrappers share: loading and verifying once, checking inputs, batching, encoding images.
+
+A wrapper adds how its runtime loads a model and how it runs one array. All three are used the same way:
+
+    encoder = OnnxEncoder("out/onnx", threads=2)
+    outputs = encoder(pixel_values)            # float32 [n, 3, height, width], normalized -> named float32 arrays
+    outputs = encoder.encode(["cat.jpg"])      # paths or uint8 RGB arrays [height, width, 3] -> the same
+"""
+
+import importlib.metadata
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitedge.runtimes.errors import ArtifactError, InputShapeError, RuntimeMissingError
+from vitedge.runtimes.image import read_image
+from vitedge.runtimes.manifest import Manifest, load_manifest, verify_files
+
+FloatArray = NDArray[np.float32]
+Image = str | PathLike[str] | NDArray[np.uint8]
+# The package that provides each runtime; the extra that installs it has the runtime's name.
+DISTRIBUTIONS = {"onnx": "onnxruntime", "openvino": "openvino", "tflite": "ai-edge-litert"}
+# encode() preprocesses and runs this many images at a time, so that a folder of any length needs little memory.
+_ENCODE_BATCH = 8
+
+
+class RuntimeEncoder(ABC):
+    """Base of the three wrappers.
+
+    Args:
+        folder: Artifact folder: the model and its `manifest.json`.
+        threads: Threads that the runtime may use for one inference; None leaves it to the runtime.
+
+    Raises:
+        ArtifactError: The folder is not an artifact of this runtime, or a file does not match its manifest.
+        RuntimeMissingError: The runtime is not installed or too old.
+    """
+
+    runtime: str  # its key in manifests and in DISTRIBUTIONS
+
+    def __init__(self, folder: str | PathLike[str], *, threads: int | None = None) -> None:
+        if threads is not None and threads < 1:
+            raise InputShapeError(f"threads: expected at least 1, found {threads}")
+        path = Path(folder)
+        self.manifest = load_manifest(path)
+        if self.manifest.runtime != self.runtime:
+            raise ArtifactError(
+                f"{path}: expected an artifact for {self.runtime}, found one for {self.manifest.runtime};"
+                " vitedge.runtimes.load.load_encoder picks the wrapper by itself"
+            )
+        self._check_runtime()
+        verify_files(self.manifest, path)
+        self._load(path, threads)
+
+    @abstractmethod
+    def _load(self, folder: Path, threads: int | None) -> None:
+        """Loads the model once."""
+
+    @abstractmethod
+    def _run(self, pixel_values: FloatArray) -> Mapping[str, FloatArray]:
+        """Runs one array in the model's own layout and a batch size that it accepts."""
+
+    def __call__(self, pixel_values: FloatArray) -> dict[str, FloatArray]:
+        """Encodes normalized pixels.
+
+        Args:
+            pixel_values: float32 [n, 3, height, width], RGB, normalized; any n of at least 1.
+
+        Returns:
+            The outputs named in the manifest, float32, batch first.
+
+        Raises:
+            InputShapeError: Another data type or shape.
+        """
+        contract = self.manifest.preprocessing
+        expected = (3, contract.height, contract.width)
+        if pixel_values.dtype != np.float32 or pixel_values.ndim != 4 or pixel_values.shape[1:] != expected:
+            raise InputShapeError(
+                f"pixel_values: expected float32 [n, {', '.join(map(str, expected))}], found {pixel_values.dtype}"
+                f" {list(pixel_values.shape)}"
+            )
+        if not len(pixel_values):
+            raise InputShapeError("pixel_values: expected at least one image, found none")
+        if self.manifest.inputs[0].layout == "NHWC":
+            pixel_values = pixel_values.transpose(0, 2, 3, 1)
+        batch = self.manifest.inputs[0].shape[0]
+        if not isinstance(batch, int):
+            return dict(self._run(np.ascontiguousarray(pixel_values)))
+        parts = [self._run(_padded(pixel_values[i : i + batch], batch)) for i in range(0, len(pixel_values), batch)]
+        return {
+            record.name: np.concatenate([part[record.name] for part in parts])[: len(pixel_values)]
+            for record in self.manifest.outputs
+        }
+
+    def encode(self, images: Image | Sequence[Image]) -> dict[str, FloatArray]:
+        """Encodes images: file paths, or uint8 RGB arrays [height, width, 3] of any size.
+
+        Raises:
+            ImageError: A file cannot be read.
+            InputShapeError: No image, or an array that is not an RGB image.
+        """
+        listed = [images] if isinstance(images, (str, PathLike, np.ndarray)) else list(images)
+        if not listed:
+            raise InputShapeError("encode: expected at least one image, found none")
+        parts = []
+        for start in range(0, len(listed), _ENCODE_BATCH):
+            arrays = [i if isinstance(i, np.ndarray) else read_image(i) for i in listed[start : start + _ENCODE_BATCH]]
+            parts.append(self(self.manifest.preprocessing.batch(arrays)))
+        return {record.name: np.concatenate([part[record.name] for part in parts]) for record in self.manifest.outputs}
+
+    def _check_runtime(self) -> None:
+        """Refuses a runtime that is absent or older than the manifest's minimum."""
+        distribution = DISTRIBUTIONS[self.runtime]
+        version = installed_version(distribution)
+        if version is None:
+            raise RuntimeMissingError(
+                f"{distribution} is not installed; install it with: pip install 'vitedge[{self.runtime}]'"
+            )
+        if is_older(version, self.manifest.minimum_runtime):
+            raise RuntimeMissingError(
+                f"{distribution} {version} is older than {self.manifest.minimum_runtime}, which this artifact"
+                f" needs; upgrade it with: pip install -U 'vitedge[{self.runtime}]'"
+            )
+
+
+def installed_version(distribution: str) -> str | None:
+    """The installed version of a package, or None."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def is_older(version: str, minimum: str) -> bool:
+    """Whether a dotted version comes before another."""
+    found, needed = ([int(part) for part in re.findall(r"\d+", text)[:3]] for text in (version, minimum))
+    return found < needed
+
+
+def _padded(pixel_values: FloatArray, batch: int) -> FloatArray:
+    """The last part of a fixed batch, filled up with zeros whose outputs are dropped."""
+    missing = batch - len(pixel_values)
+    if missing:
+        pixel_values = np.concatenate((pixel_values, np.zeros((missing, *pixel_values.shape[1:]), np.float32)))
+    return np.ascontiguousarray(pixel_values)

@@ -1,0 +1,244 @@
+"""`manifest.json`: everything a device must know about an artifact, and everything an auditor wants to.
+
+The manifest is read on devices, so this module needs the standard library only, and trusts nothing that it reads:
+unknown formats, missing fields, paths that leave the folder and hashes that do not match are refused.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from vitedge.runtimes.errors import ArtifactError
+from vitedge.runtimes.preprocess import Preprocessing
+
+FORMAT = "vitedge-artifact/1"
+MANIFEST_FILE = "manifest.json"
+RUNTIMES = ("onnx", "openvino", "tflite")
+_MAX_MANIFEST_BYTES = 16 << 20
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """One file of the artifact, by name; it lies in the artifact's folder itself."""
+
+    name: str
+    sha256: str
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class TensorRecord:
+    """One input or output: the dimensions are numbers or the word `batch`.
+
+    `layout` names the dimensions by letter (N batch, C channel, H height, W width, T token, D feature). `scale` and
+    `zero_point` are set only where the tensor itself is an integer one: real = scale · (q - zero_point).
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+    layout: str
+    scale: float | None = None
+    zero_point: int | None = None
+
+
+@dataclass(frozen=True)
+class Operations:
+    """What is integer and what is float, by module, and the share of multiply-accumulates done in integers."""
+
+    integer: tuple[str, ...]
+    floating: Mapping[str, str]
+    integer_macs: int
+    total_macs: int
+
+    @property
+    def integer_share(self) -> float:
+        return self.integer_macs / self.total_macs
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The contents of `manifest.json`.
+
+    `source` names the checkpoint (source, revision, digest, random_weights); `calibration` the images it was
+    calibrated on; `tools` the versions that made it. `accuracy` and `latency` are what was measured, with the machine.
+    """
+
+    runtime: str
+    precision: str
+    target: str
+    instruction_sets: tuple[str, ...]
+    minimum_runtime: str
+    files: tuple[FileRecord, ...]
+    inputs: tuple[TensorRecord, ...]
+    outputs: tuple[TensorRecord, ...]
+    preprocessing: Preprocessing
+    labels: tuple[str, ...]
+    operations: Operations
+    source: Mapping[str, Any]
+    calibration: Mapping[str, Any]
+    plan_digest: str
+    tools: Mapping[str, str]
+    accuracy: Mapping[str, Any] | None = None
+    latency: Mapping[str, Any] | None = None
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(file.size_bytes for file in self.files)
+
+    def with_measurements(self, **measured: Mapping[str, Any] | None) -> "Manifest":
+        """The same manifest with `accuracy` or `latency` filled in."""
+        return replace(self, **measured)  # type: ignore[arg-type]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"format": FORMAT, **asdict(self), "preprocessing": self.preprocessing.to_json()}
+
+    def save(self, folder: Path) -> None:
+        """Writes `folder/manifest.json`."""
+        text = json.dumps(self.to_json(), indent=1, allow_nan=False)
+        (folder / MANIFEST_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def load_manifest(folder: Path) -> Manifest:
+    """Reads and checks `folder/manifest.json`; `verify_files` checks the files it names.
+
+    Raises:
+        ArtifactError: There is none, or it is not a vitedge manifest that this version can read.
+    """
+    path = folder / MANIFEST_FILE
+    try:
+        if path.stat().st_size > _MAX_MANIFEST_BYTES:
+            raise ArtifactError(f"{path}: expected at most {_MAX_MANIFEST_BYTES} bytes, found {path.stat().st_size}")
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ArtifactError(
+            f"{folder}: expected an artifact folder such as OUT/onnx, found no {MANIFEST_FILE} in it"
+        ) from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise ArtifactError(f"{path}: expected a JSON file ({error})") from error
+    try:
+        return _parse(document)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ArtifactError(f"{path}: not a readable manifest ({type(error).__name__}: {error})") from error
+    except ArtifactError as error:
+        raise ArtifactError(f"{path}: {error}") from error
+
+
+def artifact_folders(path: Path) -> dict[str, Path]:
+    """The artifacts at a path by runtime: the folder itself, or those of the build in it.
+
+    Raises:
+        ArtifactError: There is none.
+    """
+    if (path / MANIFEST_FILE).is_file():
+        return {load_manifest(path).runtime: path}
+    folders = {runtime: path / runtime for runtime in RUNTIMES if (path / runtime / MANIFEST_FILE).is_file()}
+    if not folders:
+        found = "no such folder" if not path.is_dir() else f"no {MANIFEST_FILE} there or in {', '.join(RUNTIMES)} below"
+        raise ArtifactError(f"{path}: expected an artifact such as OUT/onnx, or the OUT of a build; {found}")
+    return folders
+
+
+def verify_files(manifest: Manifest, folder: Path) -> None:
+    """Checks size and SHA-256 of every file.
+
+    Raises:
+        ArtifactError: A file is missing or is not the one that the manifest describes.
+    """
+    for record in manifest.files:
+        path = folder / record.name
+        if not path.is_file():
+            raise ArtifactError(f"{path}: named in {MANIFEST_FILE}, but missing; copy the whole folder again")
+        if path.stat().st_size != record.size_bytes:
+            raise ArtifactError(
+                f"{path}: expected {record.size_bytes} bytes as in {MANIFEST_FILE}, found {path.stat().st_size};"
+                " copy the artifact again"
+            )
+        found = sha256_of(path)
+        if found != record.sha256:
+            raise ArtifactError(
+                f"{path}: expected SHA-256 {record.sha256[:12]}… as in {MANIFEST_FILE}, found {found[:12]}…;"
+                " the file was changed or damaged, copy the artifact again"
+            )
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _parse(document: Any) -> Manifest:
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        found = document.get("format") if isinstance(document, dict) else type(document).__name__
+        raise ArtifactError(f"expected format {FORMAT}, found {found}")
+    runtime = _text(document["runtime"])
+    if runtime not in RUNTIMES:
+        raise ArtifactError(f"expected runtime to be one of {', '.join(RUNTIMES)}, found {runtime}")
+    operations = document["operations"]
+    return Manifest(
+        runtime=runtime,
+        precision=_text(document["precision"]),
+        target=_text(document["target"]),
+        instruction_sets=_many(document["instruction_sets"], _text),
+        minimum_runtime=_text(document["minimum_runtime"]),
+        files=_many(document["files"], _file),
+        inputs=_many(document["inputs"], _tensor),
+        outputs=_many(document["outputs"], _tensor),
+        preprocessing=Preprocessing.from_json(document["preprocessing"]),
+        labels=_many(document["labels"], _text),
+        operations=Operations(
+            integer=_many(operations["integer"], _text),
+            floating={_text(name): _text(reason) for name, reason in operations["floating"].items()},
+            integer_macs=_count(operations["integer_macs"]),
+            total_macs=_count(operations["total_macs"]),
+        ),
+        source=dict(document["source"]),
+        calibration=dict(document["calibration"]),
+        plan_digest=_text(document["plan_digest"]),
+        tools={_text(name): _text(version) for name, version in document["tools"].items()},
+        accuracy=document["accuracy"],
+        latency=document["latency"],
+    )
+
+
+def _file(entry: Any) -> FileRecord:
+    name = _text(entry["name"])
+    if not name or name in (".", "..") or "/" in name or "\\" in name or "\0" in name:
+        raise ArtifactError(f"file name {name!r}: expected a plain name inside the artifact's folder")
+    return FileRecord(name, _text(entry["sha256"]), _count(entry["size_bytes"]))
+
+
+def _tensor(entry: Any) -> TensorRecord:
+    shape = tuple(size if size == "batch" else _count(size) for size in entry["shape"])
+    scale, zero_point = entry["scale"], entry["zero_point"]
+    return TensorRecord(
+        _text(entry["name"]),
+        _text(entry["dtype"]),
+        shape,
+        _text(entry["layout"]),
+        None if scale is None else float(scale),
+        None if zero_point is None else int(zero_point),
+    )
+
+
+def _many(value: Any, parse: Callable[[Any], T]) -> tuple[T, ...]:
+    if not isinstance(value, list):
+        raise ArtifactError(f"expected a list, found {type(value).__name__}")
+    return tuple(parse(item) for item in value)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ArtifactError(f"expected a string, found {value!r}")
+    return value
+
+
+def _count(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ArtifactError(f"expected a number of at least 0, found {value!r}")
+    return value

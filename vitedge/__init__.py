@@ -1,0 +1,31 @@
+"""vitedge: INT8 Vision Transformer encoders for phones and edge boxes, with proof.
+
+The public names load on first use, so that `import vitedge` needs nothing but the standard library:
+
+    build, BuildRequest    a checkpoint and images in, proven artifacts out      (needs vitedge[convert])
+    verify                 accuracy of an artifact against FP32                  (needs vitedge[convert])
+    bench                  latency, memory and size                              (needs the runtime)
+    load_encoder           an artifact, ready to encode images                   (needs the runtime)
+    VitedgeError           base of every error raised on purpose
+"""
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "BuildRequest": "vitedge.commands.build",
+    "build": "vitedge.commands.build",
+    "verify": "vitedge.commands.verify",
+    "bench": "vitedge.commands.bench",
+    "load_encoder": "vitedge.runtimes.load",
+    "VitedgeError": "vitedge.runtimes.errors",
+}
+__all__ = ["__version__", *_PUBLIC]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module vitedge has no attribute {name}")
+    return getattr(importlib.import_module(_PUBLIC[name]), name)

@@ -1,0 +1,299 @@
+"""The command line. Each command is a thin face of a plain function; results go to stdout, progress to stderr.
+
+Exit codes: 0 fine, 1 a gate failed, 2 the input was wrong, 130 interrupted.
+"""
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from vitedge import __version__
+from vitedge.console import Console
+from vitedge.runtimes.errors import VitedgeError
+
+app = typer.Typer(
+    name="vitedge",
+    help="INT8 Vision Transformer encoders for phones and edge boxes, with proof.",
+    epilog="Start with:  vitedge demo",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no notes.")]
+MaxDrop = Annotated[
+    str | None,
+    typer.Option(help="Gate: largest drop of top-1 (classifiers) or k-NN accuracy, such as 0.5%. Needs labelled images."),
+]
+MinCosine = Annotated[float | None, typer.Option(help="Gate: smallest mean cosine to FP32, such as 0.997.")]
+MinSqnr = Annotated[float | None, typer.Option(help="Gate: smallest SQNR of last_hidden_state in dB, such as 22.")]
+Threads = Annotated[int, typer.Option(min=1, help="Threads of the runtime.")]
+Target = Literal["avx2", "vnni", "arm64"]
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
+    if version:
+        typer.echo(f"vitedge {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Where the artifacts go.")] = Path("vitedge-demo"),
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """The whole pipeline on a bundled digit classifier and its labelled images; no network, no files of yours.
+
+    Example: `vitedge demo`
+    """
+    from vitedge.commands.demo import demo as run_demo
+
+    with _errors():
+        result = run_demo(out, Console(quiet=quiet))
+        _show_build(result, as_json)
+
+
+@app.command()
+def build(
+    model: Annotated[str | None, typer.Argument(help="Checkpoint folder, or hub id.", show_default=False)] = None,
+    images: Annotated[Path | None, typer.Option(help="Calibration images, any folder depth.", show_default=False)] = None,
+    out: Annotated[Path, typer.Option(help="Where the artifacts go; replaced whole or not at all.")] = Path("out"),
+    evaluation: Annotated[
+        Path | None,
+        typer.Option("--eval", help="Images to judge on, a sub-folder per class if labelled. Default: those not calibrated on."),
+    ] = None,
+    runtime: Annotated[str, typer.Option(help="Any of onnx,openvino,tflite.")] = "onnx,openvino,tflite",
+    target: Annotated[Target, typer.Option(help="avx2 is exact on every CPU; vnni and arm64 use all 8 weight bits.")] = "avx2",
+    calibration_images: Annotated[int, typer.Option(min=1, help="Taken evenly over the folder.")] = 128,
+    image_size: Annotated[int | None, typer.Option(min=1, help="Convert for another size; positions are interpolated.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")] = None,
+    random_weights: Annotated[
+        str | None, typer.Option(help="No checkpoint: seeded random weights of a shape, such as vit-base-patch16-224.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of --random-weights.")] = 0,
+    batch: Annotated[str, typer.Option(help="A number, or dynamic (TFLite: 1).")] = "dynamic",
+    max_drop: MaxDrop = None,
+    min_cosine: MinCosine = None,
+    min_sqnr: MinSqnr = None,
+    keep_failing: Annotated[bool, typer.Option(help="Put artifacts in place even if a gate refused them.")] = False,
+    keep_fp32: Annotated[bool, typer.Option(help="Keep the FP32 artifacts in OUT/fp32, for later `vitedge bench`.")] = False,
+    bench_seconds: Annotated[float, typer.Option(min=0, help="Time to benchmark each runtime; 0 skips.")] = 8.0,
+    threads: Threads = 1,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Convert a checkpoint into proven INT8 artifacts.
+
+    Examples:
+
+    `vitedge build google/vit-base-patch16-224-in21k --images photos --out out`
+
+    `vitedge build ./my-vit --images calib --eval val --max-drop 0.5% --out out`
+
+    `vitedge build --random-weights vit-base-patch16-224 --out out --keep-fp32`
+    """
+    from vitedge.commands.build import BuildRefusedError, BuildRequest
+    from vitedge.commands.build import build as run_build
+    from vitedge.commands.demo import demo_images
+
+    with _errors():
+        if (model is None) == (random_weights is None):
+            raise VitedgeError("expected a checkpoint folder or hub id, or else --random-weights; see vitedge build --help")
+        if images is None and random_weights is None:
+            raise VitedgeError("expected --images DIR: photographs like those the encoder will see, at least 32")
+        request = BuildRequest(
+            source=model or random_weights or "",
+            images=images or demo_images("calibration"),
+            out=out,
+            evaluation=evaluation,
+            runtimes=tuple(name.strip() for name in runtime.split(",")),
+            target=target,
+            calibration_images=calibration_images,
+            image_size=image_size,
+            revision=revision,
+            random_weights=random_weights is not None,
+            seed=seed,
+            batch=_batch(batch),
+            keep_fp32=keep_fp32,
+            keep_failing=keep_failing,
+            gates=_gates(max_drop, min_cosine, min_sqnr),
+            bench_seconds=bench_seconds,
+            threads=threads,
+        )
+        try:
+            result = run_build(request, Console(quiet=quiet))
+        except BuildRefusedError as refused:
+            _show_build(refused.result, as_json)
+            raise
+        _show_build(result, as_json)
+
+
+@app.command()
+def verify(
+    artifact: Annotated[Path, typer.Argument(help="An artifact such as OUT/onnx, or OUT for all of them.")],
+    evaluation: Annotated[Path, typer.Option("--eval", help="Images, a sub-folder per class if labelled.")],
+    model: Annotated[str | None, typer.Option(help="The checkpoint, if it moved since the build.")] = None,
+    max_drop: MaxDrop = None,
+    min_cosine: MinCosine = None,
+    min_sqnr: MinSqnr = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure what an artifact lost against PyTorch FP32; exit code 1 if a gate fails.
+
+    Example: `vitedge verify out --eval val --min-cosine 0.997`
+    """
+    from vitedge import tables
+    from vitedge.commands.verify import verify as run_verify
+    from vitedge.runtimes.errors import GateFailedError
+
+    with _errors():
+        gates = _gates(max_drop, min_cosine, min_sqnr)
+        result = run_verify(artifact, evaluation, model=model, gates=gates, console=Console(quiet=quiet))
+        if as_json:
+            accuracy = {name: report.to_json() for name, report in result.accuracy.items()}
+            _print_json({"format": "vitedge-verify/1", "accuracy": accuracy, "gate_failures": list(result.failures)})
+        else:
+            tables.show(tables.accuracy_table(result.accuracy))
+        if result.failures:
+            raise GateFailedError("\n".join(result.failures))
+
+
+@app.command()
+def bench(
+    artifact: Annotated[Path, typer.Argument(help="An artifact such as OUT/onnx, or OUT for all of them.")],
+    threads: Annotated[str, typer.Option(help="One number or several, such as 1,2.")] = "1",
+    batch: Annotated[int, typer.Option(min=1, help="Images per inference.")] = 1,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Time for each pair of INT8 and FP32.")] = 8.0,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Latency, load time, memory and size against the FP32 twin, interleaved, each in a process of its own.
+
+    The twin is there if the build had --keep-fp32.
+
+    Example: `vitedge bench out --threads 1,2`
+    """
+    from vitedge import tables
+    from vitedge.commands.bench import bench as run_bench
+
+    with _errors():
+        counts = _counts(threads)
+        reports = run_bench(artifact, threads=counts, batch=batch, seconds=seconds, console=Console(quiet=quiet))
+        if as_json:
+            _print_json({"format": "vitedge-benches/1", "runs": [report.to_json() for report in reports]})
+        else:
+            tables.show(*(tables.bench_table(report) for report in reports))
+
+
+@app.command()
+def run(
+    artifact: Annotated[Path, typer.Argument(help="An artifact such as OUT/onnx.")],
+    images: Annotated[list[Path], typer.Argument(help="Image files.")],
+    threads: Threads = 1,
+    save: Annotated[Path | None, typer.Option(help="Save all outputs to this .npz file.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Classes, or features, of images.
+
+    Example: `vitedge run out/onnx cat.jpg dog.jpg --save features.npz`
+    """
+    from vitedge import tables
+    from vitedge.commands.run import run as run_images
+
+    with _errors():
+        result = run_images(artifact, images, threads=threads, save=save)
+        if as_json:
+            _print_json(result.to_json())
+        else:
+            tables.show(tables.run_table(result))
+
+
+@app.command()
+def inspect(
+    artifact: Annotated[Path, typer.Argument(help="An artifact such as OUT/onnx, or OUT for all of them.")],
+    as_json: Json = False,
+) -> None:
+    """What is integer, what is float, and what it needs to run; checks the files against the manifest.
+
+    Example: `vitedge inspect out/onnx`
+    """
+    from vitedge import tables
+    from vitedge.commands.inspect import inspect as run_inspect
+
+    with _errors():
+        found = run_inspect(artifact)
+        if as_json:
+            _print_json({"format": "vitedge-inspect/1", "artifacts": [item.to_json() for item in found]})
+        else:
+            tables.show(*(tables.inspect_table(item) for item in found))
+
+
+def main() -> None:
+    """Entry point of the `vitedge` command."""
+    app()
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    """Turns what went wrong into one message on stderr and an exit code."""
+    try:
+        yield
+    except VitedgeError as error:
+        typer.secho(f"error: {error}", fg="red", err=True)
+        raise typer.Exit(error.exit_code) from error
+    except KeyboardInterrupt as error:
+        typer.secho("interrupted; what was there before is unchanged", fg="red", err=True)
+        raise typer.Exit(130) from error
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("vitedge"):
+            raise
+        typer.secho(
+            f"error: {error.name} is not installed; this command needs: pip install 'vitedge[convert]'", fg="red", err=True
+        )
+        raise typer.Exit(2) from error
+
+
+def _gates(max_drop: str | None, min_cosine: float | None, min_sqnr_db: float | None) -> Any:
+    from vitedge.quantization.gates import Gates, parse_fraction
+
+    return Gates(None if max_drop is None else parse_fraction(max_drop), min_cosine, min_sqnr_db)
+
+
+def _batch(text: str) -> int | None:
+    if text == "dynamic":
+        return None
+    return _counts(text)[0]
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    try:
+        counts = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        counts = ()
+    if not counts or min(counts) < 1:
+        raise VitedgeError(f"expected a number of at least 1, found {text}")
+    return counts
+
+
+def _show_build(result: Any, as_json: bool) -> None:
+    from vitedge import tables
+
+    if as_json:
+        _print_json(result.report)
+    else:
+        tables.show(tables.build_table(result))
+
+
+def _print_json(document: Any) -> None:
+    json.dump(document, sys.stdout, indent=1, allow_nan=False)
+    sys.stdout.write("\n")

@@ -1,0 +1,334 @@
+"""`vitedge build`: a checkpoint and a folder of images in, proven INT8 artifacts out.
+
+The order is the argument: load, calibrate, export in FP32 and check that against PyTorch, only then quantize; measure
+accuracy against PyTorch on images that calibration did not see, refuse what lost too much; measure speed and memory in
+fresh processes; put everything in place at once.
+"""
+
+import json
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vitedge.benchmarks.measure import BenchReport, measure_all
+from vitedge.calibration import cache
+from vitedge.calibration.images import ImageSet, batches, hold_out, refuse_overlap, scan, too_few_warning
+from vitedge.calibration.observers import InputStatistics
+from vitedge.converters.artifact import REPORT_FILE, REPORT_FORMAT, check_replaceable, replacing_folder
+from vitedge.converters.checkpoint import Checkpoint, load_checkpoint, random_checkpoint
+from vitedge.converters.lower import RUNTIMES, export_error, lower
+from vitedge.quantization.accuracy import AccuracyReport
+from vitedge.quantization.encoder import Encoder
+from vitedge.quantization.gates import Gates, check
+from vitedge.quantization.plan import TARGETS, Plan
+from vitedge.quantization.quantize import make_plan, observe
+from vitedge.runtimes.errors import GateFailedError, PlanError
+from vitedge.runtimes.load import load_encoder
+from vitedge.runtimes.manifest import Manifest
+from vitedge.runtimes.preprocess import Preprocessing
+from vitedge.console import Console
+from vitedge.commands.verify import judge
+
+_CALIBRATION_BATCH = 8
+_EXPORT_CHECK_IMAGES = 4
+# Part of the calibration cache's fingerprint; raise it when what is observed, or how, changes.
+_OBSERVATION_METHOD = "per-channel-1"
+
+
+@dataclass(frozen=True)
+class BuildRequest:
+    """What to build. `source` is a checkpoint folder or hub id, or a preset if `random_weights`.
+
+    Without `evaluation`, the images of `images` that calibration did not take are held out to judge on. `batch` None
+    means any. `bench_seconds` 0 skips the benchmark.
+    """
+
+    source: str
+    images: Path
+    out: Path
+    evaluation: Path | None = None
+    runtimes: tuple[str, ...] = RUNTIMES
+    target: str = "avx2"
+    calibration_images: int = 128
+    image_size: int | None = None
+    revision: str | None = None
+    random_weights: bool = False
+    seed: int = 0
+    batch: int | None = None
+    keep_fp32: bool = False
+    keep_failing: bool = False
+    gates: Gates = Gates()
+    bench_seconds: float = 8.0
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        unknown = [runtime for runtime in self.runtimes if runtime not in RUNTIMES]
+        if unknown or not self.runtimes:
+            raise PlanError(f"--runtime: expected some of {', '.join(RUNTIMES)}, found {', '.join(unknown) or 'none'}")
+        if self.target not in TARGETS:
+            raise PlanError(f"--target: expected one of {', '.join(TARGETS)}, found {self.target}")
+        for name, value in (("--calibration-images", self.calibration_images), ("--batch", self.batch or 1)):
+            if value < 1:
+                raise PlanError(f"{name}: expected at least 1, found {value}")
+
+
+@dataclass(frozen=True)
+class BuildResult:
+    """What was built: manifests with their measurements, by runtime, and the report as written to `report.json`."""
+
+    out: Path
+    manifests: Mapping[str, Manifest]
+    accuracy: Mapping[str, AccuracyReport]
+    bench: BenchReport | None
+    report: Mapping[str, Any]
+
+
+def build(request: BuildRequest, console: Console) -> BuildResult:
+    """Builds, proves, measures, and puts in place.
+
+    Raises:
+        GateFailedError: An artifact lost more than the gates allow; nothing was put in place.
+        VitedgeError: The input was wrong (see the subclasses in `runtimes/errors.py`).
+    """
+    clock = _Clock()
+    check_replaceable(request.out)
+    with clock("load"), console.step("Loading the checkpoint"):
+        checkpoint = _load(request)
+    calibration, evaluation = _image_sets(request, console)
+    with clock("calibrate"):
+        statistics = _statistics(checkpoint, calibration, console)
+    with replacing_folder(request.out) as new:
+        with clock("plan"):
+            plan, smoothed = _plan(request, checkpoint, statistics, calibration, console)
+            plan.save(new)
+        with clock("convert"):
+            manifests, errors = _convert(request, checkpoint, plan, smoothed, calibration, new, console)
+        folders = {runtime: new / runtime for runtime in request.runtimes}
+        accuracy: Mapping[str, AccuracyReport] = {}
+        if evaluation is not None:
+            with clock("judge"):
+                accuracy = judge(checkpoint, folders, evaluation, console)
+        failures = _failures(accuracy, request)
+        bench = None
+        if request.bench_seconds and (not failures or request.keep_failing):
+            with clock("bench"):
+                bench = _bench(request, new, console)
+        manifests = _finish(manifests, accuracy, bench, folders)
+        report = _report(request, checkpoint, plan, calibration, evaluation, errors, accuracy, bench, clock, failures)
+        (new / REPORT_FILE).write_text(json.dumps(report, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        result = BuildResult(request.out, manifests, accuracy, bench, report)
+        if failures and not request.keep_failing:
+            raise BuildRefusedError(failures, request.out, result)
+        if not request.keep_fp32:
+            shutil.rmtree(new / "fp32")
+    return result
+
+
+class BuildRefusedError(GateFailedError):
+    """The gates refused an artifact; carries what was measured, so that it can be shown."""
+
+    def __init__(self, failures: tuple[str, ...], out: Path, result: BuildResult) -> None:
+        lines = "\n".join(f"  {failure}" for failure in failures)
+        super().__init__(
+            f"refused, too much was lost:\n{lines}\n{out} is as it was before; --keep-failing puts the artifacts in place"
+        )
+        self.result = result
+
+
+class _Clock:
+    """Seconds by named step."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = round(time.perf_counter() - start, 2)
+
+
+def _load(request: BuildRequest) -> Checkpoint:
+    if request.random_weights:
+        return random_checkpoint(request.source, seed=request.seed, image_size=request.image_size)
+    return load_checkpoint(request.source, revision=request.revision, image_size=request.image_size)
+
+
+def _image_sets(request: BuildRequest, console: Console) -> tuple[ImageSet, ImageSet | None]:
+    """Calibration images, and those to judge on."""
+    with console.bar("Reading calibration images") as advance:
+        calibration = scan(request.images, request.calibration_images, advance)
+    with console.bar("Reading evaluation images") as advance:
+        if request.evaluation is not None:
+            evaluation = scan(request.evaluation, None, advance)
+        else:
+            evaluation = hold_out(calibration, advance)
+    for name, images in (("calibration", calibration), ("evaluation", evaluation)):
+        for path, reason in images.skipped if images else ():
+            console.warn(f"{name} image skipped: {path}: {reason}")
+    if evaluation is None:
+        console.warn("no images left to judge on: pass --eval DIR to measure accuracy")
+    else:
+        refuse_overlap(calibration, evaluation)
+    if warning := too_few_warning(calibration):
+        console.warn(warning)
+    return calibration, evaluation
+
+
+def _statistics(checkpoint: Checkpoint, images: ImageSet, console: Console) -> Mapping[str, InputStatistics]:
+    contract = json.dumps(checkpoint.preprocessing.to_json(), sort_keys=True)
+    fingerprint = cache.fingerprint(
+        checkpoint=checkpoint.origin.digest,
+        images=images.digest,
+        preprocessing=contract,
+        shape=repr(checkpoint.encoder.shape),
+        method=_OBSERVATION_METHOD,
+    )
+    statistics = cache.load(fingerprint)
+    if statistics is not None and statistics.keys() == checkpoint.encoder.shape.linears.keys():
+        console.note(f"Calibration of {len(images.paths)} images reused from the cache")
+        return statistics
+    with console.bar("Calibrating", len(images.paths)) as advance:
+        statistics = observe(
+            checkpoint.encoder,
+            _counted(batches(images, checkpoint.preprocessing, _CALIBRATION_BATCH), advance),
+        )
+    cache.store(fingerprint, statistics)
+    return statistics
+
+
+def _counted(arrays: Iterator[Any], advance: Any) -> Iterator[Any]:
+    for array in arrays:
+        yield array
+        advance(len(array))
+
+
+def pixel_range(contract: Preprocessing) -> tuple[float, float]:
+    """Smallest and largest normalized value that any pixel can have."""
+    ends = [(value * 255 * contract.rescale_factor - m) / s for m, s in zip(contract.mean, contract.std, strict=True) for value in (0, 1)]
+    return min(ends), max(ends)
+
+
+def _plan(
+    request: BuildRequest,
+    checkpoint: Checkpoint,
+    statistics: Mapping[str, InputStatistics],
+    calibration: ImageSet,
+    console: Console,
+) -> tuple[Plan, Encoder]:
+    with console.bar("Rounding weights", len(checkpoint.encoder.shape.linears)) as advance:
+        return make_plan(
+            checkpoint.encoder,
+            statistics,
+            pixel_range=pixel_range(checkpoint.preprocessing),
+            recipes={runtime: TARGETS[request.target][runtime] for runtime in request.runtimes},
+            target=request.target,
+            checkpoint_digest=checkpoint.origin.digest,
+            calibration_digest=calibration.digest,
+            progress=lambda _: advance(1),
+        )
+
+
+def _convert(
+    request: BuildRequest,
+    checkpoint: Checkpoint,
+    plan: Plan,
+    smoothed: Encoder,
+    calibration: ImageSet,
+    new: Path,
+    console: Console,
+) -> tuple[dict[str, Manifest], dict[str, float]]:
+    """FP32 and INT8 artifacts of every runtime, and the export error of the former."""
+    record = {"digest": calibration.digest, "images": len(calibration.paths)}
+    pixels = next(batches(calibration, checkpoint.preprocessing, _EXPORT_CHECK_IMAGES))
+    expected = checkpoint.reference()(pixels)
+    manifests, errors = {}, {}
+    for runtime in request.runtimes:
+        common: Any = {"checkpoint": checkpoint, "plan": plan, "batch": request.batch, "calibration": record}
+        with console.step(f"Exporting {runtime} in FP32 and checking it against PyTorch"):
+            twin = new / "fp32" / runtime
+            lower(runtime, twin, encoder=checkpoint.encoder, linears={}, **common)
+            errors[runtime] = export_error(twin, pixels, expected)
+        with console.step(f"Lowering the plan to {runtime}"):
+            linears = plan.linears(runtime)
+            manifests[runtime] = lower(runtime, new / runtime, encoder=smoothed, linears=linears, **common)
+            load_encoder(new / runtime)  # the runtime accepts it
+    return manifests, errors
+
+
+def _failures(accuracy: Mapping[str, AccuracyReport], request: BuildRequest) -> tuple[str, ...]:
+    if request.random_weights:
+        return ()
+    if not accuracy and request.gates.any:
+        raise PlanError("--max-drop and --min-cosine need images to judge on: pass --eval DIR")
+    return tuple(f"{rt}: {failure}" for rt, report in accuracy.items() for failure in check(report, request.gates))
+
+
+def _bench(request: BuildRequest, new: Path, console: Console) -> BenchReport:
+    pairs = {runtime: (new / runtime, new / "fp32" / runtime) for runtime in request.runtimes}
+    with console.bar("Benchmarking INT8 against FP32, interleaved", len(pairs)) as advance:
+        return measure_all(
+            pairs,
+            threads=request.threads,
+            batch=request.batch or 1,
+            seconds=request.bench_seconds,
+            progress=lambda _: advance(1),
+        )
+
+
+def _finish(
+    manifests: Mapping[str, Manifest],
+    accuracy: Mapping[str, AccuracyReport],
+    bench: BenchReport | None,
+    folders: Mapping[str, Path],
+) -> dict[str, Manifest]:
+    """Manifests with what was measured, saved."""
+    finished = {}
+    for runtime, manifest in manifests.items():
+        latency = None
+        if bench is not None:
+            latency = {"machine": bench.machine.to_json(), **bench.pairs[runtime].to_json()}
+        measured = accuracy[runtime].to_json() if runtime in accuracy else None
+        if manifest.source["random_weights"]:
+            measured = None
+        finished[runtime] = manifest.with_measurements(accuracy=measured, latency=latency)
+        finished[runtime].save(folders[runtime])
+    return finished
+
+
+def _report(
+    request: BuildRequest,
+    checkpoint: Checkpoint,
+    plan: Plan,
+    calibration: ImageSet,
+    evaluation: ImageSet | None,
+    export_errors: Mapping[str, float],
+    accuracy: Mapping[str, AccuracyReport],
+    bench: BenchReport | None,
+    clock: _Clock,
+    failures: tuple[str, ...],
+) -> dict[str, Any]:
+    return {
+        "format": REPORT_FORMAT,
+        "source": asdict(checkpoint.origin),
+        "target": plan.target,
+        "plan_digest": plan.digest(),
+        "calibration": {"digest": calibration.digest, "images": len(calibration.paths), "skipped": len(calibration.skipped)},
+        "evaluation": None
+        if evaluation is None
+        else {"digest": evaluation.digest, "images": len(evaluation.paths), "skipped": len(evaluation.skipped)},
+        "export_max_abs_error": dict(export_errors),
+        "accuracy": None
+        if checkpoint.origin.random_weights
+        else {runtime: report.to_json() for runtime, report in accuracy.items()},
+        "gate_failures": list(failures),
+        "bench": bench.to_json() if bench else None,
+        "seconds": clock.seconds,
+        "numpy_version": np.__version__,
+    }

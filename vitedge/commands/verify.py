@@ -1,0 +1,98 @@
+"""Accuracy of artifacts against transformers' FP32 model, over a set of images, and `vitedge verify` on top of it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from vitedge.calibration.images import ImageSet, batches, scan
+from vitedge.console import Console
+from vitedge.converters.checkpoint import Checkpoint, load_checkpoint, random_checkpoint
+from vitedge.quantization.accuracy import AccuracyReport, Comparison
+from vitedge.quantization.gates import Gates, check
+from vitedge.runtimes.errors import CheckpointError
+from vitedge.runtimes.load import load_encoder
+from vitedge.runtimes.manifest import Manifest, artifact_folders, load_manifest
+
+_BATCH = 8
+
+
+def judge(
+    checkpoint: Checkpoint, folders: Mapping[str, Path], images: ImageSet, console: Console
+) -> dict[str, AccuracyReport]:
+    """Compares artifacts with transformers' own FP32 model, which runs once for all of them.
+
+    Args:
+        checkpoint: What the artifacts were made from.
+        folders: Artifact folders by name.
+        images: What to judge on; with labels, accuracy is measured too.
+        console: Shows progress.
+
+    Raises:
+        AccuracyError: NaN, a missing output, or no images.
+    """
+    reference = checkpoint.reference()
+    encoders = {name: load_encoder(folder) for name, folder in folders.items()}
+    comparisons = {name: Comparison() for name in folders}
+    done = 0
+    with console.bar("Comparing with PyTorch FP32", len(images.paths)) as advance:
+        for pixel_values in batches(images, checkpoint.preprocessing, _BATCH):
+            names = [str(path) for path in images.paths[done : done + len(pixel_values)]]
+            expected = reference(pixel_values)
+            for name, encoder in encoders.items():
+                comparisons[name].add(names, expected, encoder(pixel_values))
+            done += len(pixel_values)
+            advance(len(pixel_values))
+    return {
+        name: comparison.result(labels=images.labels, model_labels=checkpoint.labels)
+        for name, comparison in comparisons.items()
+    }
+
+
+@dataclass(frozen=True)
+class VerifyResult:
+    """What `verify` measured, by artifact folder, and which gates failed, in words."""
+
+    accuracy: Mapping[str, AccuracyReport]
+    manifests: Mapping[str, Manifest]
+    failures: tuple[str, ...]
+
+
+def verify(artifact: Path, evaluation: Path, *, model: str | None, gates: Gates, console: Console) -> VerifyResult:
+    """Measures an artifact's accuracy, or that of each artifact of a build, against the checkpoint it came from.
+
+    Args:
+        artifact: An artifact folder, or a build's folder.
+        evaluation: Folder of images, labelled if each class has a sub-folder.
+        model: The checkpoint, if it is not where it was at build time.
+        gates: What may be lost at most.
+        console: Shows progress.
+
+    Raises:
+        ArtifactError: No artifact there, or artifacts of different checkpoints.
+        CheckpointError: The checkpoint is not there or is another one.
+    """
+    folders = artifact_folders(artifact)
+    manifests = {name: load_manifest(folder) for name, folder in folders.items()}
+    checkpoint = _checkpoint(next(iter(manifests.values())), model)
+    for name, manifest in manifests.items():
+        if manifest.source["digest"] != checkpoint.origin.digest:
+            raise CheckpointError(
+                f"{folders[name]} was built from a checkpoint with digest {manifest.source['digest'][:12]}…, but"
+                f" {checkpoint.origin.source} has {checkpoint.origin.digest[:12]}…; pass the right one with --model"
+            )
+    with console.bar("Reading evaluation images") as advance:
+        images = scan(evaluation, None, advance)
+    for path, reason in images.skipped:
+        console.warn(f"evaluation image skipped: {path}: {reason}")
+    if checkpoint.origin.random_weights:
+        console.warn("random weights: the numbers say how the lowering computes, nothing about a trained model")
+    accuracy = judge(checkpoint, folders, images, console)
+    failures = tuple(f"{name}: {failure}" for name, report in accuracy.items() for failure in check(report, gates))
+    return VerifyResult(accuracy, manifests, failures)
+
+
+def _checkpoint(manifest: Manifest, model: str | None) -> Checkpoint:
+    source = manifest.source
+    if source["random_weights"] and model is None:
+        return random_checkpoint(source["source"], seed=source["seed"], image_size=source["image_size"])
+    return load_checkpoint(model or source["source"], revision=source["revision"], image_size=source["image_size"])

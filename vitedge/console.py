@@ -1,0 +1,45 @@
+"""What a person sees while something long runs: steps, bars and warnings, on stderr; results go to stdout elsewhere."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console as RichConsole
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+
+
+class Console:
+    """Progress on stderr. Bars and spinners only where a person is watching (stderr is a terminal)."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._rich = RichConsole(stderr=True, quiet=quiet, highlight=False)
+        self._watched = self._rich.is_terminal and sys.stderr.isatty()
+
+    def note(self, text: str) -> None:
+        self._rich.print(text, markup=False)
+
+    def warn(self, text: str) -> None:
+        self._rich.print(f"warning: {text}", style="yellow", markup=False)
+
+    @contextmanager
+    def step(self, text: str) -> Iterator[None]:
+        """Work of unknown length."""
+        if not self._watched:
+            self.note(text)
+            yield
+            return
+        with self._rich.status(text):
+            yield
+        self.note(f"{text}: done")
+
+    @contextmanager
+    def bar(self, text: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
+        """Work that advances: yields what to call with the number of things done."""
+        if not self._watched:
+            self.note(text)
+            yield lambda _: None
+            return
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=self._rich) as progress:
+            task = progress.add_task(text, total=total)
+            yield lambda count: progress.advance(task, count)
