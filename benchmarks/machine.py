@@ -1,0 +1,199 @@
+"""What a measurement was made on: CPU, INT8 instructions, clock, memory, system and how busy it was.
+
+Everything is read from Linux's `/proc` and `/sys`. Where those do not say (another system, a locked-down phone), the
+field is None: nothing is guessed.
+"""
+
+import os
+import platform
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+# Instructions that decide which INT8, bfloat16 and float kernels a runtime picks, by Linux's names in /proc/cpuinfo.
+_X86_FLAGS = (
+    "ssse3 sse4_1 avx f16c fma avx2 avx_vnni avx_vnni_int8 avx512f avx512bw avx512vl avx512_vnni avx512_bf16 avx512_fp16"
+    " amx_tile amx_int8 amx_bf16"
+)
+_ARM_FLAGS = "neon asimd asimdhp asimddp i8mm bf16 sve sve2 svei8mm svebf16 sme sme2"
+_ISA_FLAGS = tuple(f"{_X86_FLAGS} {_ARM_FLAGS}".split())
+
+# ARM cores report no name, only a part number of Arm Ltd (implementer 0x41): arch/arm64/include/asm/cputype.h in Linux.
+_ARM_PARTS: Mapping[str, str] = MappingProxyType(
+    {
+        "0xd03": "Cortex-A53",
+        "0xd04": "Cortex-A35",
+        "0xd05": "Cortex-A55",
+        "0xd07": "Cortex-A57",
+        "0xd08": "Cortex-A72",
+        "0xd09": "Cortex-A73",
+        "0xd0a": "Cortex-A75",
+        "0xd0b": "Cortex-A76",
+        "0xd0c": "Neoverse-N1",
+        "0xd0d": "Cortex-A77",
+        "0xd40": "Neoverse-V1",
+        "0xd41": "Cortex-A78",
+        "0xd44": "Cortex-X1",
+        "0xd46": "Cortex-A510",
+        "0xd47": "Cortex-A710",
+        "0xd48": "Cortex-X2",
+        "0xd49": "Neoverse-N2",
+        "0xd4d": "Cortex-A715",
+        "0xd4e": "Cortex-X3",
+        "0xd4f": "Neoverse-V2",
+        "0xd80": "Cortex-A520",
+        "0xd81": "Cortex-A720",
+        "0xd82": "Cortex-X4",
+    }
+)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The machine, as it was when `describe_machine` was called; None where the system does not say.
+
+    `isa_flags` are the instruction sets that matter to INT8 inference, in Linux's spelling; empty means unknown, since
+    every CPU that can run a wrapper has one of them. `usable_cores` counts those that this process may run on.
+    `governor`, `frequency_mhz` and `max_frequency_mhz` are of those cores; of different ones, all governors and the
+    highest frequencies. `load_average_1min` counts processes that ran or waited during the last minute.
+    """
+
+    cpu_model: str | None
+    architecture: str | None
+    usable_cores: int | None
+    isa_flags: tuple[str, ...]
+    governor: str | None
+    frequency_mhz: float | None
+    max_frequency_mhz: float | None
+    temperature_celsius: float | None
+    memory_total_bytes: int | None
+    system: str | None
+    kernel: str | None
+    python_version: str
+    numpy_version: str
+    load_average_1min: float | None
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def describe_machine(root: Path = Path("/")) -> Machine:
+    """Describes the machine that this process runs on.
+
+    Args:
+        root: Where `proc`, `sys` and `etc` are.
+
+    Returns:
+        What is known about it.
+    """
+    cpuinfo = _text(root / "proc/cpuinfo") or ""
+    cores = _usable_cores()
+    frequencies = _of_cores(root, cores, "scaling_cur_freq")
+    return Machine(
+        cpu_model=_cpu_model(cpuinfo, root),
+        architecture=platform.machine() or None,
+        usable_cores=len(cores) or os.cpu_count(),
+        isa_flags=_isa_flags(cpuinfo),
+        governor=", ".join(sorted(set(_of_cores(root, cores, "scaling_governor")))) or None,
+        frequency_mhz=_highest(frequencies, 1000) or _highest(_fields(cpuinfo, "cpu MHz"), 1),
+        max_frequency_mhz=_highest(_of_cores(root, cores, "cpuinfo_max_freq"), 1000),
+        temperature_celsius=_temperature(root),
+        memory_total_bytes=_memory_total(root),
+        system=_system_name(root),
+        kernel=f"{platform.system()} {platform.release()}".strip() or None,
+        python_version=platform.python_version(),
+        numpy_version=np.__version__,
+        load_average_1min=_load_average(),
+    )
+
+
+def _cpu_model(cpuinfo: str, root: Path) -> str | None:
+    """The name, or for ARM the kinds of cores (`4× Cortex-A78 + 4× Cortex-A55`) and the board."""
+    names = _fields(cpuinfo, "model name")
+    parts = [_ARM_PARTS.get(part, f"part {part}") for part in _fields(cpuinfo, "CPU part")]
+    # 32-bit kernels print a "model name" such as ARMv7 Processor rev 4 that hides which core it is.
+    if names and not parts:
+        return names[0]
+    board = _fields(cpuinfo, "Hardware")[:1] or [(_text(root / "proc/device-tree/model") or "").strip("\0 \n")]
+    kinds = " + ".join(f"{count}× {name}" for name, count in Counter(parts).most_common())
+    return ", ".join(text for text in (board[0], kinds) if text) or None
+
+
+def _isa_flags(cpuinfo: str) -> tuple[str, ...]:
+    # x86 says "flags", ARM says "Features"; either is the same for all cores.
+    lines = _fields(cpuinfo, "flags") + _fields(cpuinfo, "Features")
+    present = set(lines[0].split()) if lines else set()
+    return tuple(flag for flag in _ISA_FLAGS if flag in present)
+
+
+def _usable_cores() -> tuple[int, ...]:
+    """Numbers of the cores that this process may run on; empty where the system has no such notion."""
+    try:
+        return tuple(sorted(os.sched_getaffinity(0)))
+    except (AttributeError, OSError):
+        return ()
+
+
+def _of_cores(root: Path, cores: tuple[int, ...], name: str) -> list[str]:
+    texts = (_text(root / f"sys/devices/system/cpu/cpu{core}/cpufreq/{name}") for core in cores)
+    return [text.strip() for text in texts if text]
+
+
+def _temperature(root: Path) -> float | None:
+    """The hottest of the sensors that are named after the CPU."""
+    celsius = []
+    for zone in (root / "sys/class/thermal").glob("thermal_zone*"):
+        if re.search("cpu|pkg|soc", _text(zone / "type") or "", re.IGNORECASE):
+            celsius += [value / 1000 for value in _numbers([_text(zone / "temp") or ""])]
+    return max(celsius, default=None)
+
+
+def _memory_total(root: Path) -> int | None:
+    kibibytes = _numbers(field.removesuffix("kB") for field in _fields(_text(root / "proc/meminfo") or "", "MemTotal"))
+    return int(kibibytes[0]) * 1024 if kibibytes else None
+
+
+def _system_name(root: Path) -> str | None:
+    found = re.search(r'^PRETTY_NAME="?([^"\n]*)', _text(root / "etc/os-release") or "", re.MULTILINE)
+    return found[1] if found else platform.system() or None
+
+
+def _load_average() -> float | None:
+    try:
+        return os.getloadavg()[0]
+    except (AttributeError, OSError):
+        return None
+
+
+def _fields(text: str, name: str) -> list[str]:
+    """All values of `name : value` lines."""
+    return re.findall(rf"^{re.escape(name)}[ \t]*:[ \t]*(.*\S)", text, re.MULTILINE)
+
+
+def _highest(texts: list[str], divisor: int) -> float | None:
+    return max((value / divisor for value in _numbers(texts)), default=None)
+
+
+def _numbers(texts: Iterable[str]) -> list[float]:
+    """Those of the texts that are numbers."""
+    values = []
+    for text in texts:
+        try:
+            values.append(float(text))
+        except ValueError:
+            continue
+    return values
+
+
+def _text(path: Path) -> str | None:
+    """Contents, or None: sensors are absent, unreadable or answer with an I/O error as they please."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None

@@ -1,0 +1,60 @@
+"""Calibration results, kept under a fingerprint of everything that they depend on.
+
+They live in `$VITEDGE_CACHE`, else `$XDG_CACHE_HOME/vitedge`, else `~/.cache/vitedge`. A cache that cannot be read or
+written costs time, not the build, so it is reported and passed over.
+"""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from vitedge.calibration.observers import InputStatistics
+
+_log = logging.getLogger(__name__)
+_FIELDS = ("minimum", "maximum", "mean", "mean_square")
+
+
+def folder() -> Path:
+    """Where calibration results are kept."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("VITEDGE_CACHE") or Path(base) / "vitedge") / "calibration"
+
+
+def fingerprint(**parts: str) -> str:
+    """SHA-256 of named parts."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def load(key: str) -> Mapping[str, InputStatistics] | None:
+    """What was stored under a fingerprint, by linear; None if there is nothing, or it is damaged."""
+    path = folder() / f"{key}.safetensors"
+    if not path.is_file():
+        return None
+    try:
+        arrays = load_file(path)
+        names = sorted({name.rpartition("/")[0] for name in arrays})
+        return {name: InputStatistics(*(arrays[f"{name}/{field}"] for field in _FIELDS)) for name in names}
+    except (OSError, KeyError, SafetensorError) as error:
+        _log.warning("%s is damaged and is not used (%s)", path, error)
+        return None
+
+
+def store(key: str, statistics: Mapping[str, InputStatistics]) -> None:
+    """Keeps statistics under a fingerprint."""
+    path = folder() / f"{key}.safetensors"
+    temporary = path.with_suffix(f".{os.getpid()}")
+    arrays = {f"{name}/{field}": getattr(found, field) for name, found in statistics.items() for field in _FIELDS}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(arrays, temporary)
+        temporary.rename(path)
+    except (OSError, SafetensorError) as error:
+        _log.warning("calibration could not be cached in %s (%s)", path.parent, error)
+    finally:
+        temporary.unlink(missing_ok=True)

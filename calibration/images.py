@@ -1,0 +1,157 @@
+"""Folders of images: listed in a fixed order, sampled evenly, checked by content, streamed in batches.
+
+Images are decoded when they are needed and not kept; what stays in memory is a path and a digest for each.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitedge.runtimes.errors import ImageError, ImageSetError
+from vitedge.runtimes.image import SUFFIXES, read_image
+from vitedge.runtimes.preprocess import Preprocessing
+
+_MAX_BAD_SHARE = 0.05
+# Fewer images than this leave activation ranges to chance.
+RECOMMENDED_IMAGES = 32
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Readable images of a folder.
+
+    Attributes:
+        folder: Where they are.
+        paths: In a fixed order.
+        labels: The first sub-folder of each image if there are at least two, else empty.
+        digests: SHA-256 of each image's decoded pixels, so that copies are known by content.
+        skipped: Files that could not be read, and why.
+    """
+
+    folder: Path
+    paths: tuple[Path, ...]
+    labels: tuple[str, ...]
+    digests: tuple[str, ...]
+    skipped: tuple[tuple[Path, str], ...]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the contents, whatever their names and order."""
+        return hashlib.sha256("".join(sorted(self.digests)).encode()).hexdigest()
+
+
+def list_images(folder: Path) -> tuple[Path, ...]:
+    """Every image below a folder, ordered by path; hidden files and folders are left out, links to folders not followed.
+
+    Raises:
+        ImageSetError: No such folder, or no image in it.
+    """
+    if not folder.is_dir():
+        raise ImageSetError(f"{folder}: no such folder; expected one with images ({', '.join(SUFFIXES)})")
+    found = [
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in SUFFIXES
+        and path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    ]
+    if not found:
+        raise ImageSetError(f"{folder}: no images in it or below; expected {', '.join(SUFFIXES)} files")
+    return tuple(sorted(found, key=lambda path: path.relative_to(folder).as_posix()))
+
+
+def spread(paths: Sequence[Path], count: int | None) -> tuple[Path, ...]:
+    """`count` of the paths, evenly over the list; all of them if there are no more or count is None."""
+    if count is None or count >= len(paths):
+        return tuple(paths)
+    return tuple(paths[(2 * index + 1) * len(paths) // (2 * count)] for index in range(count))
+
+
+def scan(folder: Path, count: int | None, advance: Callable[[int], None] = lambda _: None) -> ImageSet:
+    """Decodes images of a folder once, to know which can be read and what they hold.
+
+    Args:
+        folder: Searched at any depth.
+        count: How many to take, evenly over the folder; None takes all.
+        advance: Called with 1 after each image.
+
+    Raises:
+        ImageSetError: No such folder, no image, or more than 5 % of them unreadable.
+    """
+    return _scan(folder, spread(list_images(folder), count), advance)
+
+
+def hold_out(taken: ImageSet, count: int, advance: Callable[[int], None] = lambda _: None) -> ImageSet | None:
+    """Up to `count` images of the same folder that `taken` does not hold by content; None if there are none."""
+    used = set(taken.paths) | {path for path, _ in taken.skipped}
+    rest = [path for path in list_images(taken.folder) if path not in used]
+    if not rest:
+        return None
+    found = _scan(taken.folder, spread(rest, count), advance)
+    fresh = [index for index, digest in enumerate(found.digests) if digest not in set(taken.digests)]
+    if not fresh:
+        return None
+    labels = tuple(found.labels[index] for index in fresh) if found.labels else ()
+    paths, digests = tuple(found.paths[index] for index in fresh), tuple(found.digests[index] for index in fresh)
+    return ImageSet(found.folder, paths, labels, digests, found.skipped)
+
+
+def batches(images: ImageSet, contract: Preprocessing, size: int) -> Iterator[NDArray[np.float32]]:
+    """The images as the encoder's input, float32 [up to size, 3, height, width], in order."""
+    for start in range(0, len(images.paths), size):
+        yield contract.batch([read_image(path) for path in images.paths[start : start + size]])
+
+
+def refuse_overlap(calibration: ImageSet, evaluation: ImageSet) -> None:
+    """Refuses to judge on images that calibration saw; they are recognized by content, not by name.
+
+    Raises:
+        ImageSetError: Some image is in both sets.
+    """
+    seen = dict(zip(calibration.digests, calibration.paths, strict=True))
+    shared = [(seen[d], path) for d, path in zip(evaluation.digests, evaluation.paths, strict=True) if d in seen]
+    if shared:
+        first, second = shared[0]
+        raise ImageSetError(
+            f"{len(shared)} evaluation images are calibration images too, such as {second}, the same picture as {first};"
+            " accuracy on them would flatter. Take them out of one of the folders"
+        )
+
+
+def too_few_warning(images: ImageSet) -> str | None:
+    """What to tell a user who calibrates on few images."""
+    if len(images.paths) >= RECOMMENDED_IMAGES:
+        return None
+    return (
+        f"only {len(images.paths)} calibration images: ranges may be too narrow for other images;"
+        f" at least {RECOMMENDED_IMAGES} are recommended"
+    )
+
+
+def _scan(folder: Path, paths: Sequence[Path], advance: Callable[[int], None]) -> ImageSet:
+    readable, digests, skipped = [], [], []
+    for path in paths:
+        try:
+            image = read_image(path)
+        except ImageError as error:
+            skipped.append((path, str(error).removeprefix(f"{path}: ")))
+        else:
+            readable.append(path)
+            digests.append(hashlib.sha256(f"{image.shape}".encode() + np.ascontiguousarray(image).data).hexdigest())
+        advance(1)
+    if len(skipped) > _MAX_BAD_SHARE * len(paths):
+        named = "; ".join(f"{path.name}: {reason}" for path, reason in skipped[:3])
+        raise ImageSetError(
+            f"{folder}: {len(skipped)} of {len(paths)} images cannot be read, more than {_MAX_BAD_SHARE:.0%}: {named}"
+        )
+    return ImageSet(folder, tuple(readable), _labels(folder, readable), tuple(digests), tuple(skipped))
+
+
+def _labels(folder: Path, paths: Sequence[Path]) -> tuple[str, ...]:
+    parts = [path.relative_to(folder).parts for path in paths]
+    labels = tuple(names[0] for names in parts if len(names) > 1)
+    return labels if len(labels) == len(paths) and len(set(labels)) > 1 else ()

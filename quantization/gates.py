@@ -1,0 +1,80 @@
+"""Gates: how much an artifact may lose. A metric that a gate needs and that is not there is an error, never a pass."""
+
+import math
+from dataclasses import dataclass
+
+from vitedge.quantization.accuracy import AccuracyReport, Drop
+from vitedge.runtimes.errors import AccuracyError
+
+
+@dataclass(frozen=True)
+class Gates:
+    """Limits; None means that there is none.
+
+    Attributes:
+        max_drop: Largest drop, as a fraction, of top-1 for classifiers, else of k-NN accuracy. Needs labels.
+        min_cosine: Smallest mean cosine to FP32 of every output.
+        min_sqnr_db: Smallest SQNR of `last_hidden_state`.
+    """
+
+    max_drop: float | None = None
+    min_cosine: float | None = None
+    min_sqnr_db: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value is not None and not math.isfinite(value):
+                raise AccuracyError(f"{name}: expected a finite number, found {value}")
+
+    @property
+    def any(self) -> bool:
+        return any(value is not None for value in vars(self).values())
+
+
+def check(report: AccuracyReport, gates: Gates) -> tuple[str, ...]:
+    """The gates that a report fails, in words; empty if it passes all.
+
+    Raises:
+        AccuracyError: A gate needs a metric that could not be measured.
+    """
+    failures = []
+    if gates.min_cosine is not None:
+        for output, found in report.outputs.items():
+            if not found.cosine_mean >= gates.min_cosine:
+                failures.append(f"{output}: mean cosine {found.cosine_mean:.5f} is below {gates.min_cosine}")
+    if gates.min_sqnr_db is not None:
+        sqnr_db = report.outputs["last_hidden_state"].sqnr_db
+        if not sqnr_db >= gates.min_sqnr_db:
+            failures.append(f"last_hidden_state: SQNR {sqnr_db:.2f} dB is below {gates.min_sqnr_db} dB")
+    if gates.max_drop is not None:
+        drop = gated_drop(report)
+        if not drop.drop <= gates.max_drop:
+            failures.append(f"{drop.metric} accuracy drops by {drop.drop:.2%}, more than {gates.max_drop:.2%}")
+    return tuple(failures)
+
+
+def gated_drop(report: AccuracyReport) -> Drop:
+    """The drop that `max_drop` limits.
+
+    Raises:
+        AccuracyError: There are no labels to measure one by.
+    """
+    drop = report.drop("top-1") or report.drop("k-NN")
+    if drop is None:
+        raise AccuracyError("max_drop needs labelled images: a folder with a sub-folder for each class (--eval)")
+    return drop
+
+
+def parse_fraction(text: str) -> float:
+    """`0.5%` and `0.005` are the same fraction.
+
+    Raises:
+        AccuracyError: Not a number between 0 and 1 (0 % and 100 %).
+    """
+    try:
+        value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= 1:
+        raise AccuracyError(f"expected a drop such as 0.5% or 0.005, found {text}")
+    return value
