@@ -18,8 +18,8 @@ import numpy as np
 
 # Instructions that decide which INT8, bfloat16 and float kernels a runtime picks, by Linux's names in /proc/cpuinfo.
 _X86_FLAGS = (
-    "ssse3 sse4_1 avx f16c fma avx2 avx_vnni avx_vnni_int8 avx512f avx512bw avx512vl avx512_vnni avx512_bf16 avx512_fp16"
-    " amx_tile amx_int8 amx_bf16"
+    "ssse3 sse4_1 avx f16c fma avx2 avx_vnni avx_vnni_int8 avx512f avx512bw avx512vl avx512_vnni avx512_bf16"
+    " avx512_fp16 amx_tile amx_int8 amx_bf16"
 )
 _ARM_FLAGS = "neon asimd asimdhp asimddp i8mm bf16 sve sve2 svei8mm svebf16 sme sme2"
 _ISA_FLAGS = tuple(f"{_X86_FLAGS} {_ARM_FLAGS}".split())

@@ -35,6 +35,10 @@ __all__ = [
 ]
 
 FORMAT = "vitedge-bench/1"
+# Two processes that run the same file differ: their memory is laid out differently, for as long as they live. Of 15
+# files measured against themselves (0.1 to 90 ms, three runtimes) 5 had a 10th to 90th percentile that left out 1, the
+# worst median was 1.03 and the worst 10th percentile 1.02. What is within that is no difference of the artifacts.
+CLEAR_RATIO = 1.03
 _TARGET_ROUNDS = 20
 _MAX_BLOCK_RUNS = 1000
 _WARM_UP_RUNS = 2
@@ -76,10 +80,10 @@ class Speedup:
 
     @property
     def verdict(self) -> str:
-        """The result in words; it is a difference only if 8 of 10 rounds agree on which is faster."""
-        if self.p10 > 1:
+        """The result in words: a difference only if 8 of 10 rounds agree on it, and it exceeds `CLEAR_RATIO`."""
+        if self.p10 > CLEAR_RATIO:
             return f"{self.median:.2f}× faster than FP32 here"
-        if self.p90 < 1:
+        if self.p90 < 1 / CLEAR_RATIO:
             return f"SLOWER than FP32 here ({self.median:.2f}×): use FP32 on this machine"
         return f"no clear difference from FP32 here ({self.p10:.2f}–{self.p90:.2f}×)"
 

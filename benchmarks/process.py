@@ -105,7 +105,7 @@ class Worker:
         return shlex.join(self._process.args)
 
     def _tail(self) -> str:
-        """The end of what the process wrote to its standard error. The process shares the file position: it ends first."""
+        """The end of what the process wrote to its standard error; it ends first: it shares the file position."""
         self._process.kill()
         self._process.wait()
         size = self._errors.seek(0, 2)

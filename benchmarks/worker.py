@@ -102,7 +102,7 @@ def _import_runtime(artifact: Path) -> None:
 
 
 def _claim_stdout() -> TextIO:
-    """Keeps the standard output for replies; whatever a runtime prints, from Python or C, goes to the standard error."""
+    """Keeps the standard output for replies; what a runtime prints, from Python or C, goes to the standard error."""
     sys.stdout.flush()
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)

@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitedge.runtimes.errors import ImageError, ImageSetError
-from vitedge.runtimes.image import SUFFIXES, read_image
+from vitedge.runtimes.image import read_image
 from vitedge.runtimes.preprocess import Preprocessing
 
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 _MAX_BAD_SHARE = 0.05
 # Fewer images than this leave activation ranges to chance.
 RECOMMENDED_IMAGES = 32

@@ -15,3 +15,160 @@ _NAMES = {"onnx": "ONNX", "openvino": "OpenVINO", "tflite": "TFLite"}
 def show(*renderables: RenderableType) -> None:
     """Prints to stdout."""
     RichConsole(highlight=False).print(Group(*renderables))
+
+
+def build_table(result: Any) -> RenderableType:
+    """The table of a build: accuracy, size, speed and memory of each artifact, and verdicts in words below it."""
+    table = Table(title=_title(result.report), title_justify="left", header_style="bold")
+    table.add_column("")
+    manifests: Mapping[str, Manifest] = result.manifests
+    for runtime in manifests:
+        table.add_column(_NAMES[runtime], justify="right")
+    columns = {runtime: _rows(result, runtime) for runtime in manifests}
+    for label in next(iter(columns.values())):
+        table.add_row(label, *(columns[runtime].get(label, "") for runtime in manifests))
+    lines = [f"{_NAMES[runtime]}: {pair.verdict}" for runtime, pair in result.bench.pairs.items()] if result.bench else []
+    return Group(table, *lines)
+
+
+def accuracy_table(accuracy: Mapping[str, Any]) -> RenderableType:
+    """Accuracy of artifacts against FP32."""
+    table = Table(title="INT8 against PyTorch FP32", title_justify="left", header_style="bold")
+    table.add_column("")
+    for name in accuracy:
+        table.add_column(_NAMES.get(name, name), justify="right")
+    columns = {name: _accuracy_rows(report) for name, report in accuracy.items()}
+    for label in next(iter(columns.values())):
+        table.add_row(label, *(columns[name].get(label, "") for name in accuracy))
+    return table
+
+
+def bench_table(report: Any) -> RenderableType:
+    """Latency, load time, memory and size, INT8 above FP32, and what the ratio means."""
+    machine = report.machine
+    title = f"{machine.cpu_model or machine.architecture}, threads {report.threads}, batch {report.batch}"
+    table = Table(title=title, title_justify="left", header_style="bold")
+    for heading in ("", "", "median ms", "p90 ms", "IQR ms", "load ms", "peak MB", "file MB", "runs"):
+        table.add_column(heading, justify="left" if not heading else "right")
+    for runtime, pair in report.pairs.items():
+        for result in (pair.artifact, pair.fp32):
+            if result is not None:
+                table.add_row(
+                    _NAMES[runtime],
+                    result.precision.upper(),
+                    f"{result.latency_median_ms:.2f}",
+                    f"{result.latency_p90_ms:.2f}",
+                    f"{result.latency_iqr_ms:.2f}",
+                    f"{result.load_ms:.0f}",
+                    _megabytes(result.peak_bytes),
+                    _megabytes(result.size_bytes),
+                    str(result.samples),
+                )
+    flags = ", ".join(machine.isa_flags) or "unknown"
+    facts = f"instruction sets: {flags}; governor: {machine.governor or 'not reported'}"
+    return Group(table, *(f"{_NAMES[runtime]}: {pair.verdict}" for runtime, pair in report.pairs.items()), facts)
+
+
+def run_table(result: Any) -> RenderableType:
+    """Classes of images, or the beginnings of their features."""
+    table = Table(header_style="bold")
+    table.add_column("image")
+    table.add_column("classes" if "logits" in result.outputs else "class token (first values)")
+    for index, name in enumerate(result.images):
+        if classes := result.top(index):
+            table.add_row(name, ", ".join(f"{label} {probability:.1%}" for label, probability in classes))
+        else:
+            values = result.outputs["last_hidden_state"][index, 0, :6]
+            table.add_row(name, " ".join(f"{value:+.3f}" for value in values) + " …")
+    shapes = ", ".join(f"{name} {list(output.shape)}" for name, output in result.outputs.items())
+    return Group(table, f"outputs: {shapes}")
+
+
+def inspect_table(item: Any) -> RenderableType:
+    """What an artifact is made of."""
+    manifest: Manifest = item.manifest
+    operations = manifest.operations
+    table = Table(title=str(item.folder), title_justify="left", show_header=False)
+    table.add_column(style="bold")
+    table.add_column()
+    source = manifest.source
+    revision = f" at {source['revision']}" if source["revision"] else ""
+    table.add_row("source", f"{source['source']}{revision} (digest {source['digest'][:12]}…)")
+    table.add_row("runtime", f"{_NAMES[manifest.runtime]}, {manifest.minimum_runtime} or later")
+    table.add_row("precision", f"{manifest.precision.upper()}, target {manifest.target}")
+    table.add_row("size", f"{manifest.size_bytes / 1e6:.1f} MB in {', '.join(file.name for file in manifest.files)}")
+    for kind, tensors in (("input", manifest.inputs), ("output", manifest.outputs)):
+        for tensor in tensors:
+            table.add_row(kind, f"{tensor.name} {tensor.dtype} {list(tensor.shape)} {tensor.layout}")
+    contract = manifest.preprocessing
+    table.add_row("preprocessing", f"{contract.resample} to {contract.height}×{contract.width}, mean {list(contract.mean)}, std {list(contract.std)}")
+    table.add_row("integer", f"{operations.integer_share:.1%} of {operations.total_macs / 1e9:.2f} GMAC, {len(operations.integer)} linears")
+    table.add_row("", ", ".join(_folded(operations.integer)))
+    for name, reason in operations.floating.items():
+        table.add_row("float", f"{name}: {reason}")
+    for verdict in item.fits:
+        table.add_row("here", verdict)
+    table.add_row("files", "match the manifest")
+    return table
+
+
+def _title(report: Mapping[str, Any]) -> str:
+    evaluation = report["evaluation"]
+    judged = f", judged on {evaluation['images']}" if evaluation else ""
+    return f"{report['source']['source']}: target {report['target']}, calibrated on {report['calibration']['images']} images{judged}"
+
+
+def _rows(result: Any, runtime: str) -> dict[str, str]:
+    manifest = result.manifests[runtime]
+    rows: dict[str, str] = {}
+    if manifest.source["random_weights"]:
+        rows["accuracy"] = "random weights"
+    elif runtime in result.accuracy:
+        rows |= _accuracy_rows(result.accuracy[runtime])
+    else:
+        rows["accuracy"] = "no evaluation images"
+    rows["integer share of MACs"] = f"{manifest.operations.integer_share:.1%}"
+    rows["INT8 file"] = f"{manifest.size_bytes / 1e6:.2f} MB"
+    if result.bench:
+        pair = result.bench.pairs[runtime]
+        rows["INT8 / FP32 file"] = f"{pair.artifact.size_bytes / pair.fp32.size_bytes:.3f}"
+        rows["latency INT8"] = f"{pair.artifact.latency_median_ms:.2f} ms"
+        rows["latency FP32"] = f"{pair.fp32.latency_median_ms:.2f} ms"
+        rows["speed-up (p10 to p90)"] = f"{pair.speedup.median:.2f}× ({pair.speedup.p10:.2f} to {pair.speedup.p90:.2f})"
+        rows["peak memory INT8 / FP32"] = f"{_megabytes(pair.artifact.peak_bytes)} / {_megabytes(pair.fp32.peak_bytes)} MB"
+        rows["load INT8 / FP32"] = f"{pair.artifact.load_ms:.0f} / {pair.fp32.load_ms:.0f} ms"
+    return rows
+
+
+def _accuracy_rows(report: Any) -> dict[str, str]:
+    rows = {}
+    for name, output in report.outputs.items():
+        label = "CLS" if name == "last_hidden_state" else name
+        rows[f"{label} cosine, mean"] = f"{output.cosine_mean:.5f}"
+        rows[f"{label} cosine, 1st percentile"] = f"{output.cosine_p01:.5f}"
+        rows[f"{label} cosine, worst"] = f"{output.cosine_worst:.5f}"
+        rows[f"SQNR {name}"] = f"{output.sqnr_db:.2f} dB"
+        rows[f"max error {name}"] = f"{output.max_abs_error:.4f}"
+    rows["worst image"] = report.outputs["last_hidden_state"].worst_image.rpartition("/")[2]
+    if report.neighbor_agreement is not None:
+        rows["1-NN agreement"] = f"{report.neighbor_agreement:.1%}"
+    if report.class_agreement is not None:
+        rows["top class agreement"] = f"{report.class_agreement:.1%}"
+    for drop in report.drops:
+        rows[f"{drop.metric} FP32 → INT8"] = f"{drop.fp32:.1%} → {drop.int8:.1%}"
+        rows[f"{drop.metric} drop [95 %]"] = f"{drop.drop:+.2%} [{drop.drop_low:+.2%}, {drop.drop_high:+.2%}]"
+    return rows
+
+
+def _folded(names: tuple[str, ...]) -> list[str]:
+    """Names with the layers' numbers counted: `layers.*.mlp.fc1 (12)`."""
+    counts: dict[str, int] = {}
+    for name in names:
+        parts = name.split(".")
+        folded = ".".join("*" if part.isdigit() else part for part in parts)
+        counts[folded] = counts.get(folded, 0) + 1
+    return [name if count == 1 else f"{name} ({count})" for name, count in counts.items()]
+
+
+def _megabytes(size: int | None) -> str:
+    return "?" if size is None else f"{size / 1e6:.1f}"

@@ -20,6 +20,8 @@ from vitedge.benchmarks.measure import BenchReport, measure_all
 from vitedge.calibration import cache
 from vitedge.calibration.images import ImageSet, batches, hold_out, refuse_overlap, scan, too_few_warning
 from vitedge.calibration.observers import InputStatistics
+from vitedge.commands.verify import judge
+from vitedge.console import Console
 from vitedge.converters.artifact import REPORT_FILE, REPORT_FORMAT, check_replaceable, replacing_folder
 from vitedge.converters.checkpoint import Checkpoint, load_checkpoint, random_checkpoint
 from vitedge.converters.lower import RUNTIMES, export_error, lower
@@ -32,11 +34,10 @@ from vitedge.runtimes.errors import GateFailedError, PlanError
 from vitedge.runtimes.load import load_encoder
 from vitedge.runtimes.manifest import Manifest
 from vitedge.runtimes.preprocess import Preprocessing
-from vitedge.console import Console
-from vitedge.commands.verify import judge
 
 _CALIBRATION_BATCH = 8
 _EXPORT_CHECK_IMAGES = 4
+_HELD_OUT_IMAGES = 256
 # Part of the calibration cache's fingerprint; raise it when what is observed, or how, changes.
 _OBSERVATION_METHOD = "per-channel-1"
 
@@ -168,7 +169,7 @@ def _image_sets(request: BuildRequest, console: Console) -> tuple[ImageSet, Imag
         if request.evaluation is not None:
             evaluation = scan(request.evaluation, None, advance)
         else:
-            evaluation = hold_out(calibration, advance)
+            evaluation = hold_out(calibration, _HELD_OUT_IMAGES, advance)
     for name, images in (("calibration", calibration), ("evaluation", evaluation)):
         for path, reason in images.skipped if images else ():
             console.warn(f"{name} image skipped: {path}: {reason}")
@@ -267,7 +268,7 @@ def _failures(accuracy: Mapping[str, AccuracyReport], request: BuildRequest) -> 
         return ()
     if not accuracy and request.gates.any:
         raise PlanError("--max-drop and --min-cosine need images to judge on: pass --eval DIR")
-    return tuple(f"{rt}: {failure}" for rt, report in accuracy.items() for failure in check(report, request.gates))
+    return tuple(f"{name}: {failure}" for name, report in accuracy.items() for failure in check(report, request.gates))
 
 
 def _bench(request: BuildRequest, new: Path, console: Console) -> BenchReport:
