@@ -54,7 +54,9 @@ def replacing_folder(out: Path) -> Iterator[Path]:
             raise
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS):
-            raise OutputError(f"{out}: cannot be written ({error.strerror}); what was there before is unchanged") from error
+            raise OutputError(
+                f"{out}: cannot be written ({error.strerror}); what was there before is unchanged"
+            ) from error
         raise
     finally:
         shutil.rmtree(new, ignore_errors=True)
@@ -125,7 +127,10 @@ def build_manifest(
 def _operations(shape: EncoderShape, plan: Plan, integer: tuple[str, ...]) -> Operations:
     """Integer modules, float ones with the reason, and multiply-accumulates per image of each kind."""
     tensor_shapes = shape.tensor_shapes
-    macs = {name: rows * tensor_shapes[f"{name}.weight"][0] * tensor_shapes[f"{name}.weight"][1] for name, rows in shape.linears.items()}
+    macs = {
+        name: rows * tensor_shapes[f"{name}.weight"][0] * tensor_shapes[f"{name}.weight"][1]
+        for name, rows in shape.linears.items()
+    }
     reasons = {name: plan.modules[name].reason if integer else "FP32 model" for name in macs if name not in integer}
     by_design = {
         "attention scores and context": "two MatMuls of activations, a few percent of the work; feed and follow softmax",

@@ -365,7 +365,9 @@ def _shape(
     )
 
 
-def _fused_tensors(shape: EncoderShape, config: ViTConfig, weights: Mapping[str, torch.Tensor]) -> dict[str, FloatArray]:
+def _fused_tensors(
+    shape: EncoderShape, config: ViTConfig, weights: Mapping[str, torch.Tensor]
+) -> dict[str, FloatArray]:
     """Transformers' weights under vitedge's names: query, key and value in one linear, positions at the image size."""
 
     def array(name: str) -> FloatArray:

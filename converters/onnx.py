@@ -160,7 +160,9 @@ class _Graph:
             attended = self.attention(f"{prefix}.attention", self.layernorm(f"{prefix}.layernorm_before", x))
             x = self.node("Add", f"{prefix}.attention.residual", [x, attended])
             normed = self.quantize(f"{prefix}.mlp.fc1", self.layernorm(f"{prefix}.layernorm_after", x))
-            wide = self.activation(shape.activation, f"{prefix}.mlp.activation", self.linear(f"{prefix}.mlp.fc1", normed))
+            wide = self.activation(
+                shape.activation, f"{prefix}.mlp.activation", self.linear(f"{prefix}.mlp.fc1", normed)
+            )
             narrow = self.linear(f"{prefix}.mlp.fc2", self.quantize(f"{prefix}.mlp.fc2", wide))
             x = self.node("Add", f"{prefix}.mlp.residual", [x, narrow])
         x = self.layernorm("layernorm", x, output="last_hidden_state")
@@ -179,7 +181,9 @@ class _Graph:
         x = self.quantize("patch_embedding", "pixel_values")
         height, width = rows * shape.patch_height, columns * shape.patch_width
         if (height, width) != (shape.image_height, shape.image_width):
-            x = self.node("Slice", "covered", [x, self.integers(0, 0), self.integers(height, width), self.integers(2, 3)])
+            x = self.node(
+                "Slice", "covered", [x, self.integers(0, 0), self.integers(height, width), self.integers(2, 3)]
+            )
         split = self.integers(0, shape.channels, rows, shape.patch_height, columns, shape.patch_width)
         x = self.node("Reshape", "split_patches", [x, split])
         x = self.node("Transpose", "sorted_patches", [x], perm=[0, 2, 4, 1, 3, 5])

@@ -114,7 +114,10 @@ class _Graph:
         if static is None:
             raise PlanError(f"{name}: OpenVINO artifacts need a static input quantization, found dynamic")
         scale = np.float32(static.scale)
-        low, high = _constant(-scale * np.float32(static.zero_point)), _constant(scale * np.float32(255 - static.zero_point))
+        low, high = (
+            _constant(-scale * np.float32(static.zero_point)),
+            _constant(scale * np.float32(255 - static.zero_point)),
+        )
         return ops.fake_quantize(x, low, high, low, high, 256)
 
     def linear(self, name: str, x: Any) -> Any:

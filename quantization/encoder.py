@@ -117,7 +117,9 @@ class EncoderShape:
         shapes: dict[str, tuple[int, ...]] = {"cls_token": (hidden,), "position_embeddings": (self.tokens, hidden)}
         for layer in range(self.layers):
             prefix = f"layers.{layer}."
-            shapes |= {f"{prefix}layernorm_{at}.{part}": (hidden,) for at in ("before", "after") for part in ("weight", "bias")}
+            shapes |= {
+                f"{prefix}layernorm_{at}.{part}": (hidden,) for at in ("before", "after") for part in ("weight", "bias")
+            }
             linears[prefix + "attention.qkv"] = (3 * hidden, hidden)
             linears[prefix + "attention.o_proj"] = (hidden, hidden)
             linears[prefix + "mlp.fc1"] = (self.intermediate, hidden)

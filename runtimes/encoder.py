@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from vitedge.runtimes.errors import ArtifactError, InputShapeError, RuntimeMissingError
 from vitedge.runtimes.image import read_image
-from vitedge.runtimes.manifest import Manifest, load_manifest, verify_files
+from vitedge.runtimes.manifest import load_manifest, verify_files
 
 FloatArray = NDArray[np.float32]
 Image = str | PathLike[str] | NDArray[np.uint8]

@@ -71,9 +71,17 @@ class Preprocessing:
         if not (0 < self.height <= _MAX_SIDE and 0 < self.width <= _MAX_SIDE):
             raise ArtifactError(f"preprocessing: expected a size within {_MAX_SIDE}, found {self.height}×{self.width}")
         if self.resample not in _RESAMPLE_NAMES:
-            raise ArtifactError(f"preprocessing: expected resample to be one of {_RESAMPLE_NAMES}, found {self.resample!r}")
-        if len(self.mean) != 3 or len(self.std) != 3 or not np.isfinite([self.rescale_factor, *self.mean, *self.std]).all():
-            raise ArtifactError("preprocessing: expected a finite rescale_factor and 3 finite numbers in mean and in std")
+            raise ArtifactError(
+                f"preprocessing: expected resample to be one of {_RESAMPLE_NAMES}, found {self.resample!r}"
+            )
+        if (
+            len(self.mean) != 3
+            or len(self.std) != 3
+            or not np.isfinite([self.rescale_factor, *self.mean, *self.std]).all()
+        ):
+            raise ArtifactError(
+                "preprocessing: expected a finite rescale_factor and 3 finite numbers in mean and in std"
+            )
         if 0 in self.std or self.rescale_factor <= 0:
             raise ArtifactError("preprocessing: std must not be 0, and rescale_factor must be positive")
 
@@ -94,7 +102,9 @@ class Preprocessing:
                 f" {size}, do_center_crop {config.get('do_center_crop')}, do_pad {config.get('do_pad')}"
             )
         if not config.get("do_resize", True):
-            raise CheckpointError("preprocessor_config.json: do_resize false: an encoder of one size needs resized images")
+            raise CheckpointError(
+                "preprocessor_config.json: do_resize false: an encoder of one size needs resized images"
+            )
         normalize = config.get("do_normalize", True)
         try:
             resample = config.get("resample", 2)

@@ -15,7 +15,9 @@ from transformers import ViTConfig, ViTForImageClassification, ViTModel
 from vitedge.quantization.encoder import Encoder, EncoderShape, FloatArray
 
 SHARED = Path(__file__).parents[2] / "shared"
-needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the workshop's real encoder and photographs are not here")
+needs_shared = pytest.mark.skipif(
+    not SHARED.is_dir(), reason="the workshop's real encoder and photographs are not here"
+)
 REAL_ENCODER = SHARED / "models" / "vit-s14-real"
 PHOTOGRAPHS = SHARED / "images"
 
@@ -73,7 +75,9 @@ def save_checkpoint(folder: Path, *, classes: int = 0, pooler: bool = True, seed
                 parameter.mul_(5)
     model.save_pretrained(folder)
     contract = {"size": {"height": vit_config.image_size, "width": vit_config.image_size}, "resample": 2}
-    (folder / "preprocessor_config.json").write_text(json.dumps(contract | {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}))
+    (folder / "preprocessor_config.json").write_text(
+        json.dumps(contract | {"image_mean": [0.5] * 3, "image_std": [0.5] * 3})
+    )
     return folder
 
 
@@ -112,5 +116,8 @@ def variants() -> dict[str, EncoderShape]:
         "classifier": replace(SHAPE, pooler=0, classes=7),
         "border": replace(SHAPE, image_height=45, image_width=37),
         "one layer, one head": replace(SHAPE, layers=1, heads=1),
-        **{activation: replace(SHAPE, activation=activation) for activation in ("gelu_tanh", "quick_gelu", "relu", "silu")},
+        **{
+            activation: replace(SHAPE, activation=activation)
+            for activation in ("gelu_tanh", "quick_gelu", "relu", "silu")
+        },
     }

@@ -30,7 +30,9 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document inst
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no notes.")]
 MaxDrop = Annotated[
     str | None,
-    typer.Option(help="Gate: largest drop of top-1 (classifiers) or k-NN accuracy, such as 0.5%. Needs labelled images."),
+    typer.Option(
+        help="Gate: largest drop of top-1 (classifiers) or k-NN accuracy, such as 0.5%. Needs labelled images."
+    ),
 ]
 MinCosine = Annotated[float | None, typer.Option(help="Gate: smallest mean cosine to FP32, such as 0.997.")]
 MinSqnr = Annotated[float | None, typer.Option(help="Gate: smallest SQNR of last_hidden_state in dB, such as 22.")]
@@ -65,16 +67,24 @@ def demo(
 @app.command()
 def build(
     model: Annotated[str | None, typer.Argument(help="Checkpoint folder, or hub id.", show_default=False)] = None,
-    images: Annotated[Path | None, typer.Option(help="Calibration images, any folder depth.", show_default=False)] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Calibration images, any folder depth.", show_default=False)
+    ] = None,
     out: Annotated[Path, typer.Option(help="Where the artifacts go; replaced whole or not at all.")] = Path("out"),
     evaluation: Annotated[
         Path | None,
-        typer.Option("--eval", help="Images to judge on, a sub-folder per class if labelled. Default: those not calibrated on."),
+        typer.Option(
+            "--eval", help="Images to judge on, a sub-folder per class if labelled. Default: those not calibrated on."
+        ),
     ] = None,
     runtime: Annotated[str, typer.Option(help="Any of onnx,openvino,tflite.")] = "onnx,openvino,tflite",
-    target: Annotated[Target, typer.Option(help="avx2 is exact on every CPU; vnni and arm64 use all 8 weight bits.")] = "avx2",
+    target: Annotated[
+        Target, typer.Option(help="avx2 is exact on every CPU; vnni and arm64 use all 8 weight bits.")
+    ] = "avx2",
     calibration_images: Annotated[int, typer.Option(min=1, help="Taken evenly over the folder.")] = 128,
-    image_size: Annotated[int | None, typer.Option(min=1, help="Convert for another size; positions are interpolated.")] = None,
+    image_size: Annotated[
+        int | None, typer.Option(min=1, help="Convert for another size; positions are interpolated.")
+    ] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")] = None,
     random_weights: Annotated[
         str | None, typer.Option(help="No checkpoint: seeded random weights of a shape, such as vit-base-patch16-224.")
@@ -85,7 +95,9 @@ def build(
     min_cosine: MinCosine = None,
     min_sqnr: MinSqnr = None,
     keep_failing: Annotated[bool, typer.Option(help="Put artifacts in place even if a gate refused them.")] = False,
-    keep_fp32: Annotated[bool, typer.Option(help="Keep the FP32 artifacts in OUT/fp32, for later `vitedge bench`.")] = False,
+    keep_fp32: Annotated[
+        bool, typer.Option(help="Keep the FP32 artifacts in OUT/fp32, for later `vitedge bench`.")
+    ] = False,
     bench_seconds: Annotated[float, typer.Option(min=0, help="Time to benchmark each runtime; 0 skips.")] = 8.0,
     threads: Threads = 1,
     as_json: Json = False,
@@ -94,7 +106,6 @@ def build(
     """Convert a checkpoint into proven INT8 artifacts.
 
     Examples:
-
     `vitedge build google/vit-base-patch16-224-in21k --images photos --out out`
 
     `vitedge build ./my-vit --images calib --eval val --max-drop 0.5% --out out`
@@ -107,7 +118,9 @@ def build(
 
     with _errors():
         if (model is None) == (random_weights is None):
-            raise VitedgeError("expected a checkpoint folder or hub id, or else --random-weights; see vitedge build --help")
+            raise VitedgeError(
+                "expected a checkpoint folder or hub id, or else --random-weights; see vitedge build --help"
+            )
         if images is None and random_weights is None:
             raise VitedgeError("expected --images DIR: photographs like those the encoder will see, at least 32")
         request = BuildRequest(
@@ -258,7 +271,9 @@ def _errors() -> Iterator[None]:
         if (error.name or "").startswith("vitedge"):
             raise
         typer.secho(
-            f"error: {error.name} is not installed; this command needs: pip install 'vitedge[convert]'", fg="red", err=True
+            f"error: {error.name} is not installed; this command needs: pip install 'vitedge[convert]'",
+            fg="red",
+            err=True,
         )
         raise typer.Exit(2) from error
 

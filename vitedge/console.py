@@ -39,7 +39,13 @@ class Console:
             self.note(text)
             yield lambda _: None
             return
-        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+        )
         with Progress(*columns, console=self._rich) as progress:
             task = progress.add_task(text, total=total)
             yield lambda count: progress.advance(task, count)

@@ -27,7 +27,9 @@ def build_table(result: Any) -> RenderableType:
     columns = {runtime: _rows(result, runtime) for runtime in manifests}
     for label in next(iter(columns.values())):
         table.add_row(label, *(columns[runtime].get(label, "") for runtime in manifests))
-    lines = [f"{_NAMES[runtime]}: {pair.verdict}" for runtime, pair in result.bench.pairs.items()] if result.bench else []
+    lines = (
+        [f"{_NAMES[runtime]}: {pair.verdict}" for runtime, pair in result.bench.pairs.items()] if result.bench else []
+    )
     return Group(table, *lines)
 
 
@@ -101,8 +103,14 @@ def inspect_table(item: Any) -> RenderableType:
         for tensor in tensors:
             table.add_row(kind, f"{tensor.name} {tensor.dtype} {list(tensor.shape)} {tensor.layout}")
     contract = manifest.preprocessing
-    table.add_row("preprocessing", f"{contract.resample} to {contract.height}×{contract.width}, mean {list(contract.mean)}, std {list(contract.std)}")
-    table.add_row("integer", f"{operations.integer_share:.1%} of {operations.total_macs / 1e9:.2f} GMAC, {len(operations.integer)} linears")
+    table.add_row(
+        "preprocessing",
+        f"{contract.resample} to {contract.height}×{contract.width}, mean {list(contract.mean)}, std {list(contract.std)}",
+    )
+    table.add_row(
+        "integer",
+        f"{operations.integer_share:.1%} of {operations.total_macs / 1e9:.2f} GMAC, {len(operations.integer)} linears",
+    )
     table.add_row("", ", ".join(_folded(operations.integer)))
     for name, reason in operations.floating.items():
         table.add_row("float", f"{name}: {reason}")
@@ -135,7 +143,9 @@ def _rows(result: Any, runtime: str) -> dict[str, str]:
         rows["latency INT8"] = f"{pair.artifact.latency_median_ms:.2f} ms"
         rows["latency FP32"] = f"{pair.fp32.latency_median_ms:.2f} ms"
         rows["speed-up (p10 to p90)"] = f"{pair.speedup.median:.2f}× ({pair.speedup.p10:.2f} to {pair.speedup.p90:.2f})"
-        rows["peak memory INT8 / FP32"] = f"{_megabytes(pair.artifact.peak_bytes)} / {_megabytes(pair.fp32.peak_bytes)} MB"
+        rows["peak memory INT8 / FP32"] = (
+            f"{_megabytes(pair.artifact.peak_bytes)} / {_megabytes(pair.fp32.peak_bytes)} MB"
+        )
         rows["load INT8 / FP32"] = f"{pair.artifact.load_ms:.0f} / {pair.fp32.load_ms:.0f} ms"
     return rows
 

@@ -107,7 +107,9 @@ def test_shards_are_read_and_paths_out_of_the_folder_refused(tmp_path):
 
 def test_random_weights_are_seeded():
     first, again, other = (random_checkpoint("vit-tiny-patch32-64", seed=seed) for seed in (0, 0, 1))
-    np.testing.assert_array_equal(first.encoder.tensors["layers.0.mlp.fc1.weight"], again.encoder.tensors["layers.0.mlp.fc1.weight"])
+    np.testing.assert_array_equal(
+        first.encoder.tensors["layers.0.mlp.fc1.weight"], again.encoder.tensors["layers.0.mlp.fc1.weight"]
+    )
     assert first.origin.digest == again.origin.digest != other.origin.digest
     assert first.origin.random_weights
     assert_agrees(first)

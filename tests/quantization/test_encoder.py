@@ -12,7 +12,11 @@ def test_counts_its_work():
     assert SHAPE.tokens == 17
     assert list(SHAPE.linears) == [
         "patch_embedding",
-        *(f"layers.{layer}.{part}" for layer in (0, 1) for part in ("attention.qkv", "attention.o_proj", "mlp.fc1", "mlp.fc2")),
+        *(
+            f"layers.{layer}.{part}"
+            for layer in (0, 1)
+            for part in ("attention.qkv", "attention.o_proj", "mlp.fc1", "mlp.fc2")
+        ),
         "pooler.dense",
     ]
     assert SHAPE.attention_macs == 2 * 2 * 17 * 17 * 24

@@ -6,8 +6,8 @@ import pytest
 from tests.tiny import random_encoder, random_pixels
 from vitedge.quantization.encoder import float_linear, forward
 from vitedge.quantization.quantize import observe
-from vitedge.runtimes.errors import PlanError
 from vitedge.quantization.smoothing import smooth, smoothable, smoothing_factors
+from vitedge.runtimes.errors import PlanError
 
 
 @pytest.mark.parametrize("strength", [0.15, 0.5, 0.9])

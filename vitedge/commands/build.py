@@ -212,7 +212,11 @@ def _counted(arrays: Iterator[Any], advance: Any) -> Iterator[Any]:
 
 def pixel_range(contract: Preprocessing) -> tuple[float, float]:
     """Smallest and largest normalized value that any pixel can have."""
-    ends = [(value * 255 * contract.rescale_factor - m) / s for m, s in zip(contract.mean, contract.std, strict=True) for value in (0, 1)]
+    ends = [
+        (value * 255 * contract.rescale_factor - m) / s
+        for m, s in zip(contract.mean, contract.std, strict=True)
+        for value in (0, 1)
+    ]
     return min(ends), max(ends)
 
 
@@ -320,7 +324,11 @@ def _report(
         "source": asdict(checkpoint.origin),
         "target": plan.target,
         "plan_digest": plan.digest(),
-        "calibration": {"digest": calibration.digest, "images": len(calibration.paths), "skipped": len(calibration.skipped)},
+        "calibration": {
+            "digest": calibration.digest,
+            "images": len(calibration.paths),
+            "skipped": len(calibration.skipped),
+        },
         "evaluation": None
         if evaluation is None
         else {"digest": evaluation.digest, "images": len(evaluation.paths), "skipped": len(evaluation.skipped)},
