@@ -135,7 +135,7 @@ def measure_all(
     threads: int,
     batch: int = 1,
     seconds: float = 8.0,
-    progress: Callable[[str], None] = lambda _: None,
+    progress: Callable[[int], None] = lambda _: None,
 ) -> BenchReport:
     """Measures several pairs, one after the other.
 
@@ -144,7 +144,7 @@ def measure_all(
         threads: Threads of the runtime.
         batch: Images per inference.
         seconds: As in `measure_pair`, for each pair.
-        progress: Called with the name of each pair when it is done.
+        progress: Called with 1 when a pair is done.
 
     Raises:
         ArtifactError: A folder is not an artifact.
@@ -154,7 +154,7 @@ def measure_all(
     results = {}
     for name, (artifact, twin) in pairs.items():
         results[name] = measure_pair(artifact, twin, threads=threads, batch=batch, seconds=seconds)
-        progress(name)
+        progress(1)
     return BenchReport(machine, threads, batch, results)
 
 

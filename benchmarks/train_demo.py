@@ -71,11 +71,11 @@ def train(images: NDArray[np.uint8], labels: NDArray[np.int64], epochs: int, see
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=steps, pct_start=0.15)
     for epoch in range(epochs):
         total = 0.0
-        for chosen in torch.randperm(len(targets)).split(64):
+        for chosen in torch.split(torch.randperm(len(targets)), 64):
             optimizer.zero_grad()
             logits = model(shifted(pixels[chosen])).logits
             loss = torch.nn.functional.cross_entropy(logits, targets[chosen], label_smoothing=0.05)
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
             total += float(loss.detach()) * len(chosen)

@@ -46,7 +46,7 @@ class ImageSet:
 
 
 def list_images(folder: Path) -> tuple[Path, ...]:
-    """Every image below a folder, ordered by path; hidden files and folders are left out, links to folders not followed.
+    """Every image below a folder, by path; hidden files and folders are left out, links to folders not followed.
 
     Raises:
         ImageSetError: No such folder, or no image in it.
@@ -118,8 +118,8 @@ def refuse_overlap(calibration: ImageSet, evaluation: ImageSet) -> None:
     if shared:
         first, second = shared[0]
         raise ImageSetError(
-            f"{len(shared)} evaluation images are calibration images too, such as {second}, the same picture as {first};"
-            " accuracy on them would flatter. Take them out of one of the folders"
+            f"{len(shared)} evaluation images are calibration images too, such as {second}, the same picture as"
+            f" {first}; accuracy on them would flatter. Take them out of one of the folders"
         )
 
 

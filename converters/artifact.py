@@ -78,7 +78,8 @@ def check_replaceable(out: Path) -> None:
         ours = False
     if not ours:
         raise OutputError(
-            f"{out}: exists and is not a vitedge build (no {REPORT_FILE} of ours in it); pass another --out, or remove it"
+            f"{out}: exists and is not a vitedge build (no {REPORT_FILE} of ours in it);"
+            " pass another --out, or remove it"
         )
 
 
@@ -133,7 +134,7 @@ def _operations(shape: EncoderShape, plan: Plan, integer: tuple[str, ...]) -> Op
     }
     reasons = {name: plan.modules[name].reason if integer else "FP32 model" for name in macs if name not in integer}
     by_design = {
-        "attention scores and context": "two MatMuls of activations, a few percent of the work; feed and follow softmax",
+        "attention scores and context": "two MatMuls of activations, a few percent of the work, around softmax",
         "softmax, LayerNorm, GELU, residual adds": "outliers live here, and the CPU kernels are float",
     }
     return Operations(

@@ -48,7 +48,7 @@ _RENAMES = (
     (r"^(layers\.\d+)\.intermediate\.dense\.", r"\1.mlp.fc1."),
     (r"^(layers\.\d+)\.output\.dense\.", r"\1.mlp.fc2."),
 )
-# Hidden size, layers, heads, intermediate size (Dosovitskiy et al. 2020, table 1; Touvron et al. 2021 for the small two).
+# Hidden size, layers, heads, intermediate size (Dosovitskiy et al. 2020, table 1; Touvron et al. 2021 for the small).
 _PRESETS = {
     "tiny": (192, 12, 3, 768),
     "small": (384, 12, 6, 1536),

@@ -56,7 +56,7 @@ def convert(
     openvino.save_model(model, folder / MODEL_FILES[0], compress_to_fp16=False)
 
 
-def _constant(value: NDArray[np.generic]) -> Any:
+def _constant(value: NDArray[np.generic] | np.generic) -> Any:
     return ops.constant(np.asarray(value, order="C"))
 
 

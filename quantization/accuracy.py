@@ -139,9 +139,9 @@ class Comparison:
             drops.append(_drop("k-NN", knn_correct(fp32, labels), knn_correct(int8, labels)))
         class_agreement = None
         if self._logits[0]:
-            logits = tuple(np.concatenate(side) for side in self._logits)
-            class_agreement = float((logits[0].argmax(1) == logits[1].argmax(1)).mean())
-            drops = [*_top_drops(*logits, labels, model_labels), *drops]
+            fp32_logits, int8_logits = (np.concatenate(side) for side in self._logits)
+            class_agreement = float((fp32_logits.argmax(1) == int8_logits.argmax(1)).mean())
+            drops = [*_top_drops(fp32_logits, int8_logits, labels, model_labels), *drops]
         agreement = float((nearest(fp32) == nearest(int8)).mean()) if len(self._names) > 1 else None
         return AccuracyReport(len(self._names), outputs, agreement, class_agreement, tuple(drops))
 
@@ -163,7 +163,8 @@ def cosine(a: FloatArray, b: FloatArray) -> FloatArray:
     a64, b64 = a.astype(np.float64), b.astype(np.float64)
     norms = np.linalg.norm(a64, axis=1) * np.linalg.norm(b64, axis=1)
     products = (a64 * b64).sum(axis=1)
-    return np.divide(products, norms, out=np.zeros_like(products), where=norms > 0).astype(np.float32)
+    cosines = np.divide(products, norms, out=np.zeros_like(products), where=norms > 0)
+    return np.asarray(cosines, np.float32)
 
 
 def sqnr_db(signal: float, noise: float) -> float:
@@ -175,7 +176,7 @@ def sqnr_db(signal: float, noise: float) -> float:
 
 def nearest(features: FloatArray) -> NDArray[np.intp]:
     """Index of the nearest other row, by cosine, for each row of features [n, width]."""
-    return _similarities(features).argmax(axis=1)
+    return np.asarray(_similarities(features).argmax(axis=1))
 
 
 def knn_correct(features: FloatArray, labels: Sequence[str]) -> NDArray[np.bool_]:
@@ -203,7 +204,7 @@ def _similarities(features: FloatArray) -> NDArray[np.float64]:
     rows = np.divide(rows, norms, out=np.zeros_like(rows), where=norms > 0)
     similarities = rows @ rows.T
     np.fill_diagonal(similarities, -2)
-    return similarities
+    return np.asarray(similarities)
 
 
 def _top_drops(

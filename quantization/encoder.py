@@ -217,7 +217,7 @@ def forward(encoder: Encoder, pixel_values: FloatArray, linear: Linear) -> dict[
 
 
 def to_patches(shape: EncoderShape, pixel_values: torch.Tensor) -> torch.Tensor:
-    """[batch, channels, height, width] to [batch, patches, channels · patch height · patch width], rows of patches first."""
+    """[batch, channels, height, width] to [batch, patches, channels · patch height · patch width], row by row."""
     rows, columns = shape.grid
     x = pixel_values[:, :, : rows * shape.patch_height, : columns * shape.patch_width]
     x = x.reshape(len(x), shape.channels, rows, shape.patch_height, columns, shape.patch_width)

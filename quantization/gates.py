@@ -31,6 +31,9 @@ class Gates:
         return any(value is not None for value in vars(self).values())
 
 
+NO_GATES = Gates()
+
+
 def check(report: AccuracyReport, gates: Gates) -> tuple[str, ...]:
     """The gates that a report fails, in words; empty if it passes all.
 

@@ -88,7 +88,7 @@ class QuantizedLinear:
 
 @dataclass(frozen=True)
 class ModulePlan:
-    """The decision for one linear. A float one carries the reason; an integer one its weights by width and its input."""
+    """The decision for one linear: float, with the reason, or integer, with its weights by width and its input."""
 
     precision: Literal["int8", "float"]
     reason: str
@@ -156,8 +156,8 @@ class Plan:
         arrays: dict[str, NDArray[np.generic]] = {f"smoothing/{k}": v for k, v in self.smoothing.items()}
         for name, module in self.modules.items():
             for bits, weight in module.weights.items():
-                for field, array in vars(weight).items():
-                    arrays[f"{name}/{bits}/{field}"] = np.ascontiguousarray(array)
+                for part, array in vars(weight).items():
+                    arrays[f"{name}/{bits}/{part}"] = np.ascontiguousarray(array)
         return arrays
 
 

@@ -52,12 +52,12 @@ def best_scale(weight: FloatArray, mean_square: FloatArray, bits: int) -> FloatA
         error = np.square(rounded - weight) @ mean_square
         best = np.where(error < best_error, scale, best)
         best_error = np.minimum(error, best_error)
-    return best.astype(np.float32)
+    return np.asarray(best, np.float32)
 
 
 def _nearest(weight: FloatArray, scale: FloatArray, bits: int) -> np.ndarray[tuple[int, ...], np.dtype[np.int8]]:
     low, high = WEIGHT_RANGES[bits]
-    return np.clip(np.rint(weight / scale[:, None]), low, high).astype(np.int8)
+    return np.asarray(np.clip(np.rint(weight / scale[:, None]), low, high), np.int8)
 
 
 def covering_input(minimum: float, maximum: float) -> StaticInput:

@@ -16,7 +16,7 @@ class ImageError(VitedgeError):
 
 
 class ImageSetError(VitedgeError):
-    """A folder of images cannot be used: missing, empty, too many unreadable files, calibration and evaluation overlap."""
+    """A folder of images cannot be used: missing, empty, too many unreadable files, or shared with another."""
 
 
 class ArtifactError(VitedgeError):

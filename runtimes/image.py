@@ -245,6 +245,7 @@ def _parse_bmp(data: bytes) -> _Header:
 def _orientation(exif: bytes, xmp: bytes) -> int:
     """EXIF orientation 1 to 8 from a TIFF directory, else from XMP, else 1 (upright); metadata cannot fail an image."""
     exif = exif.removeprefix(b"Exif\0\0")
+    found: int | None
     order = {b"II": "<", b"MM": ">"}.get(exif[:2], "<")
     try:
         at, found = struct.unpack_from(order + "I", exif, 4)[0], None
@@ -257,7 +258,7 @@ def _orientation(exif: bytes, xmp: bytes) -> int:
         found = None
     if found is None and (match := _XMP_ORIENTATION.search(xmp)):
         found = int(match[1])
-    return found if found in range(1, 9) else 1
+    return found if found is not None and 1 <= found <= 8 else 1
 
 
 def _raw_profile(text: bytes) -> bytes:

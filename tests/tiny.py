@@ -88,9 +88,10 @@ def rename_weights(folder: Path, rename: dict[str, str]) -> None:
     tensors = load_file(folder / "model.safetensors")
     renamed = {}
     for name, tensor in tensors.items():
+        new_name = name
         for old, new in rename.items():
-            name = name.replace(old, new)
-        renamed[name] = tensor.contiguous()
+            new_name = new_name.replace(old, new)
+        renamed[new_name] = tensor.contiguous()
     save_file(renamed, folder / "model.safetensors", metadata={"format": "pt"})
 
 

@@ -22,7 +22,7 @@ _PUBLIC = {
     "load_encoder": "vitedge.runtimes.load",
     "VitedgeError": "vitedge.runtimes.errors",
 }
-__all__ = ["__version__", *_PUBLIC]
+__all__ = ["BuildRequest", "VitedgeError", "__version__", "bench", "build", "load_encoder", "verify"]
 
 
 def __getattr__(name: str) -> Any:

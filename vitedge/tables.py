@@ -105,7 +105,8 @@ def inspect_table(item: Any) -> RenderableType:
     contract = manifest.preprocessing
     table.add_row(
         "preprocessing",
-        f"{contract.resample} to {contract.height}×{contract.width}, mean {list(contract.mean)}, std {list(contract.std)}",
+        f"{contract.resample} to {contract.height}×{contract.width},"
+        f" mean {list(contract.mean)}, std {list(contract.std)}",
     )
     table.add_row(
         "integer",
@@ -123,7 +124,8 @@ def inspect_table(item: Any) -> RenderableType:
 def _title(report: Mapping[str, Any]) -> str:
     evaluation = report["evaluation"]
     judged = f", judged on {evaluation['images']}" if evaluation else ""
-    return f"{report['source']['source']}: target {report['target']}, calibrated on {report['calibration']['images']} images{judged}"
+    calibrated = f"calibrated on {report['calibration']['images']} images"
+    return f"{report['source']['source']}: target {report['target']}, {calibrated}{judged}"
 
 
 def _rows(result: Any, runtime: str) -> dict[str, str]:

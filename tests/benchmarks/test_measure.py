@@ -97,7 +97,7 @@ def test_drifting_clock_does_not_bias_the_speedup(clock: Clock) -> None:
 
 
 def test_speedup_is_per_round() -> None:
-    """A machine that is ten times slower in one round leaves that round's ratio alone; blocks count by their medians."""
+    """A machine ten times slower in one round leaves that round's ratio alone; blocks count by their medians."""
     rounds = [([10.0, 10.0, 900.0], [20.0]), ([100.0], [200.0]), ([10.0], [30.0])]
     found = speedup_of(rounds)
     assert (found.median, found.rounds) == (2.0, 3)
@@ -217,7 +217,7 @@ def test_dying_while_loading(script: Callable[..., list[str]]) -> None:
 
 def test_error_of_the_wrapper_is_passed_on_as_it_is(script: Callable[..., list[str]]) -> None:
     command = script(load="raise RuntimeMissingError('openvino is not installed; install it with: pip …')")
-    with pytest.raises(BenchmarkError, match="^openvino is not installed; install it with: pip …$"):
+    with pytest.raises(BenchmarkError, match=r"^openvino is not installed; install it with: pip …$"):
         running(command, limit_seconds=20).__enter__()
 
 
@@ -244,7 +244,7 @@ def test_worker_ends_when_told_and_when_its_driver_died(script: Callable[..., li
 
 
 def test_unknown_request_is_an_error(script: Callable[..., list[str]]) -> None:
-    with running(script(), limit_seconds=20) as worker, pytest.raises(BenchmarkError, match="found {'walk': 1}"):
+    with running(script(), limit_seconds=20) as worker, pytest.raises(BenchmarkError, match=r"found \{'walk': 1\}"):
         worker._ask({"walk": 1})
 
 

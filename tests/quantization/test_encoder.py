@@ -42,5 +42,5 @@ def test_refuses_tensors_that_do_not_fit(change):
         tensors["cls_token"] = np.zeros(24, np.float64)
     else:
         tensors["extra"] = np.zeros(1, np.float32)
-    with pytest.raises(CheckpointError, match="cls_token|extra"):
+    with pytest.raises(CheckpointError, match=r"cls_token|extra"):
         Encoder(SHAPE, tensors)

@@ -39,7 +39,7 @@ def test_an_outlier_channel_is_moved_into_the_weights():
     weight[5] *= 100
     encoder = encoder.with_tensors({"layers.0.layernorm_before.weight": weight})
     statistics = observe(encoder, [random_pixels()])["layers.0.attention.qkv"]
-    factors = smoothing_factors(encoder, {n: s for n, s in observe(encoder, [random_pixels()]).items()}, 0.5)
+    factors = smoothing_factors(encoder, observe(encoder, [random_pixels()]), 0.5)
     smoothed = statistics.divided_by(factors["layers.0.attention.qkv"])
     spread = [s.absolute_maximum.max() / np.median(s.absolute_maximum) for s in (statistics, smoothed)]
     assert spread[1] < spread[0] / 5

@@ -33,8 +33,5 @@ def bench(
     reports = []
     for count in threads:
         with console.bar(f"Benchmarking with {count} thread{'s' * (count > 1)}", len(pairs)) as advance:
-            report = measure_all(
-                pairs, threads=count, batch=batch, seconds=seconds, progress=lambda _, advance=advance: advance(1)
-            )
-        reports.append(report)
+            reports.append(measure_all(pairs, threads=count, batch=batch, seconds=seconds, progress=advance))
     return tuple(reports)

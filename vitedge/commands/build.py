@@ -27,7 +27,7 @@ from vitedge.converters.checkpoint import Checkpoint, load_checkpoint, random_ch
 from vitedge.converters.lower import RUNTIMES, export_error, lower
 from vitedge.quantization.accuracy import AccuracyReport
 from vitedge.quantization.encoder import Encoder
-from vitedge.quantization.gates import Gates, check
+from vitedge.quantization.gates import NO_GATES, Gates, check
 from vitedge.quantization.plan import TARGETS, Plan
 from vitedge.quantization.quantize import make_plan, observe
 from vitedge.runtimes.errors import GateFailedError, PlanError
@@ -64,7 +64,7 @@ class BuildRequest:
     batch: int | None = None
     keep_fp32: bool = False
     keep_failing: bool = False
-    gates: Gates = Gates()
+    gates: Gates = NO_GATES
     bench_seconds: float = 8.0
     threads: int = 1
 
@@ -137,7 +137,8 @@ class BuildRefusedError(GateFailedError):
     def __init__(self, failures: tuple[str, ...], out: Path, result: BuildResult) -> None:
         lines = "\n".join(f"  {failure}" for failure in failures)
         super().__init__(
-            f"refused, too much was lost:\n{lines}\n{out} is as it was before; --keep-failing puts the artifacts in place"
+            f"refused, too much was lost:\n{lines}\n"
+            f"{out} is as it was before; --keep-failing puts the artifacts in place"
         )
         self.result = result
 
@@ -165,6 +166,7 @@ def _image_sets(request: BuildRequest, console: Console) -> tuple[ImageSet, Imag
     """Calibration images, and those to judge on."""
     with console.bar("Reading calibration images") as advance:
         calibration = scan(request.images, request.calibration_images, advance)
+    evaluation: ImageSet | None
     with console.bar("Reading evaluation images") as advance:
         if request.evaluation is not None:
             evaluation = scan(request.evaluation, None, advance)
@@ -283,7 +285,7 @@ def _bench(request: BuildRequest, new: Path, console: Console) -> BenchReport:
             threads=request.threads,
             batch=request.batch or 1,
             seconds=request.bench_seconds,
-            progress=lambda _: advance(1),
+            progress=advance,
         )
 
 
