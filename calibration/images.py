@@ -93,12 +93,12 @@ def hold_out(taken: ImageSet, count: int, advance: Callable[[int], None] = lambd
     if not rest:
         return None
     found = _scan(taken.folder, spread(rest, count), advance)
-    fresh = [index for index, digest in enumerate(found.digests) if digest not in set(taken.digests)]
+    seen = set(taken.digests)
+    fresh = [(path, digest) for path, digest in zip(found.paths, found.digests, strict=True) if digest not in seen]
     if not fresh:
         return None
-    labels = tuple(found.labels[index] for index in fresh) if found.labels else ()
-    paths, digests = tuple(found.paths[index] for index in fresh), tuple(found.digests[index] for index in fresh)
-    return ImageSet(found.folder, paths, labels, digests, found.skipped)
+    paths, digests = zip(*fresh, strict=True)
+    return ImageSet(found.folder, paths, _labels(found.folder, paths), digests, found.skipped)
 
 
 def batches(images: ImageSet, contract: Preprocessing, size: int) -> Iterator[NDArray[np.float32]]:

@@ -21,10 +21,12 @@ import vitedge
 from vitedge.converters.checkpoint import Checkpoint
 from vitedge.quantization.encoder import EncoderShape
 from vitedge.quantization.plan import Plan
-from vitedge.runtimes.errors import OutputError
+from vitedge.runtimes.errors import OutputError, VitedgeError
 from vitedge.runtimes.manifest import FileRecord, Manifest, Operations, TensorRecord, sha256_of
 
 REPORT_FILE, REPORT_FORMAT = "report.json", "vitedge-report/1"
+_NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS)
+_PROBE_BYTES = 1 << 20
 _TOOLS = ("torch", "transformers", "onnx", "onnxruntime", "openvino", "ai-edge-litert", "numpy")
 # What the integers of a target assume of the CPU. 7-bit weights assume nothing: they are exact on every CPU.
 _INSTRUCTION_SETS = {"avx2": ("any",), "vnni": ("avx512_vnni or avx_vnni",), "arm64": ("asimd",)}
@@ -52,12 +54,15 @@ def replacing_folder(out: Path) -> Iterator[Path]:
             if old.exists():
                 old.rename(out)
             raise
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS):
-            raise OutputError(
-                f"{out}: cannot be written ({error.strerror}); what was there before is unchanged"
-            ) from error
+    except VitedgeError:
         raise
+    except Exception as error:
+        refusal = error if isinstance(error, OSError) and error.errno in _NOT_WRITABLE else _refused_write(new)
+        if refusal is None:
+            raise
+        raise OutputError(
+            f"{out}: cannot be written ({refusal.strerror or refusal}); what was there before is unchanged"
+        ) from error
     finally:
         shutil.rmtree(new, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
@@ -150,6 +155,20 @@ def _recover(out: Path) -> None:
     set_aside = sorted(out.parent.glob(f".{glob.escape(out.name)}.old-*"))
     if set_aside and not out.exists():
         set_aside[-1].rename(out)
+
+
+def _refused_write(folder: Path) -> OSError | None:
+    """Why the disk takes nothing more, if so: the toolchains' writers hide it (OpenVINO says "iostream error")."""
+    probe = folder / "probe"
+    try:
+        with probe.open("wb") as file:
+            file.write(bytes(_PROBE_BYTES))
+            os.fsync(file.fileno())
+    except OSError as error:
+        return error
+    finally:
+        probe.unlink(missing_ok=True)
+    return None
 
 
 def _sync(folder: Path) -> None:

@@ -37,8 +37,9 @@ class RuntimeEncoder(ABC):
         threads: Threads that the runtime may use for one inference; None leaves it to the runtime.
 
     Raises:
-        ArtifactError: The folder is not an artifact of this runtime, or a file does not match its manifest.
-        RuntimeMissingError: The runtime is not installed or too old.
+        ArtifactError: The folder is not an artifact of this runtime, a file does not match its manifest, or the
+            runtime cannot load it.
+        RuntimeMissingError: The runtime is not installed, cannot be imported, or is too old.
     """
 
     runtime: str  # its key in manifests and in DISTRIBUTIONS
@@ -55,7 +56,19 @@ class RuntimeEncoder(ABC):
             )
         self._check_runtime()
         verify_files(self.manifest, path)
-        self._load(path, threads)
+        try:
+            self._load(path, threads)
+        except ImportError as error:
+            raise RuntimeMissingError(
+                f"{DISTRIBUTIONS[self.runtime]} cannot be imported ({error}); install it again with:"
+                f" pip install --force-reinstall 'vitedge[{self.runtime}]'"
+            ) from error
+        except Exception as error:  # each runtime raises types of its own
+            distribution = DISTRIBUTIONS[self.runtime]
+            raise ArtifactError(
+                f"{path}: {distribution} {installed_version(distribution)} cannot load it, although its files match"
+                f" its manifest ({str(error).strip()}); build it again"
+            ) from error
 
     @abstractmethod
     def _load(self, folder: Path, threads: int | None) -> None:
@@ -75,7 +88,7 @@ class RuntimeEncoder(ABC):
             The outputs named in the manifest, float32, batch first.
 
         Raises:
-            InputShapeError: Another data type or shape.
+            InputShapeError: Another data type or shape, or a pixel that is not finite.
         """
         contract = self.manifest.preprocessing
         expected = (3, contract.height, contract.width)
@@ -86,6 +99,10 @@ class RuntimeEncoder(ABC):
             )
         if not len(pixel_values):
             raise InputShapeError("pixel_values: expected at least one image, found none")
+        finite = np.isfinite(pixel_values)  # integers would turn NaN into an ordinary number
+        if not finite.all():
+            image = int(np.argmin(finite.all(axis=(1, 2, 3))))
+            raise InputShapeError(f"pixel_values: expected finite numbers, found NaN or infinity in image {image}")
         if self.manifest.inputs[0].layout == "NHWC":
             pixel_values = pixel_values.transpose(0, 2, 3, 1)
         batch = self.manifest.inputs[0].shape[0]
@@ -138,7 +155,7 @@ def installed_version(distribution: str) -> str | None:
 
 def is_older(version: str, minimum: str) -> bool:
     """Whether a dotted version comes before another."""
-    found, needed = ([int(part) for part in re.findall(r"\d+", text)[:3]] for text in (version, minimum))
+    found, needed = ([int(part) for part in re.findall(r"\d+", f"{text}.0.0")[:3]] for text in (version, minimum))
     return found < needed
 
 

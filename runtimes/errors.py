@@ -28,7 +28,7 @@ class RuntimeMissingError(VitedgeError):
 
 
 class InputShapeError(VitedgeError):
-    """An array handed to an encoder has the wrong shape or data type."""
+    """An array handed to an encoder has the wrong shape or data type, or holds NaN."""
 
 
 class CheckpointError(VitedgeError):

@@ -18,6 +18,7 @@ FORMAT = "vitedge-artifact/1"
 MANIFEST_FILE = "manifest.json"
 RUNTIMES = ("onnx", "openvino", "tflite")
 _MAX_MANIFEST_BYTES = 16 << 20
+_ADVICE = "copy the artifact again, or build it again"
 
 T = TypeVar("T")
 
@@ -113,20 +114,22 @@ def load_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST_FILE
     try:
         if path.stat().st_size > _MAX_MANIFEST_BYTES:
-            raise ArtifactError(f"{path}: expected at most {_MAX_MANIFEST_BYTES} bytes, found {path.stat().st_size}")
+            raise ArtifactError(
+                f"{path}: expected at most {_MAX_MANIFEST_BYTES} bytes, found {path.stat().st_size}; {_ADVICE}"
+            )
         document = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise ArtifactError(
             f"{folder}: expected an artifact folder such as OUT/onnx, found no {MANIFEST_FILE} in it"
         ) from error
     except (OSError, ValueError, RecursionError) as error:
-        raise ArtifactError(f"{path}: expected a JSON file ({error})") from error
+        raise ArtifactError(f"{path}: expected a JSON file ({error}); {_ADVICE}") from error
     try:
         return _parse(document)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ArtifactError(f"{path}: not a readable manifest ({type(error).__name__}: {error})") from error
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
+        raise ArtifactError(f"{path}: not a readable manifest ({type(error).__name__}: {error}); {_ADVICE}") from error
     except ArtifactError as error:
-        raise ArtifactError(f"{path}: {error}") from error
+        raise ArtifactError(f"{path}: {error}; {_ADVICE}") from error
 
 
 def artifact_folders(path: Path) -> dict[str, Path]:
@@ -180,7 +183,7 @@ def _parse(document: Any) -> Manifest:
     if runtime not in RUNTIMES:
         raise ArtifactError(f"expected runtime to be one of {', '.join(RUNTIMES)}, found {runtime}")
     operations = document["operations"]
-    return Manifest(
+    manifest = Manifest(
         runtime=runtime,
         precision=_text(document["precision"]),
         target=_text(document["target"]),
@@ -197,18 +200,37 @@ def _parse(document: Any) -> Manifest:
             integer_macs=_count(operations["integer_macs"]),
             total_macs=_count(operations["total_macs"]),
         ),
-        source=dict(document["source"]),
-        calibration=dict(document["calibration"]),
+        source=_mapping(document["source"]),
+        calibration=_mapping(document["calibration"]),
         plan_digest=_text(document["plan_digest"]),
         tools={_text(name): _text(version) for name, version in document["tools"].items()},
-        accuracy=document["accuracy"],
-        latency=document["latency"],
+        accuracy=None if document["accuracy"] is None else _mapping(document["accuracy"]),
+        latency=None if document["latency"] is None else _mapping(document["latency"]),
     )
+    _check(manifest)
+    return manifest
+
+
+def _check(manifest: Manifest) -> None:
+    """What the wrappers and the tables rely on beyond types."""
+    if not (manifest.files and manifest.inputs and manifest.outputs):
+        raise ArtifactError("expected at least one file, one input and one output")
+    first = manifest.inputs[0]
+    if len(first.shape) != 4 or 0 in first.shape or first.layout not in ("NCHW", "NHWC"):
+        raise ArtifactError(
+            f"input {first.name}: expected 4 dimensions in the order NCHW or NHWC, found {list(first.shape)} in"
+            f" {first.layout}"
+        )
+    operations = manifest.operations
+    if not 0 <= operations.integer_macs <= operations.total_macs or not operations.total_macs:
+        raise ArtifactError(
+            f"operations: {operations.integer_macs} of {operations.total_macs} multiply-accumulates cannot be integer"
+        )
 
 
 def _file(entry: Any) -> FileRecord:
     name = _text(entry["name"])
-    if not name or name in (".", "..") or "/" in name or "\\" in name or "\0" in name:
+    if name in ("", ".", "..") or set(name) & set("/\\:\0"):  # a colon: C:x leaves the folder on Windows
         raise ArtifactError(f"file name {name!r}: expected a plain name inside the artifact's folder")
     return FileRecord(name, _text(entry["sha256"]), _count(entry["size_bytes"]))
 
@@ -230,6 +252,12 @@ def _many(value: Any, parse: Callable[[Any], T]) -> tuple[T, ...]:
     if not isinstance(value, list):
         raise ArtifactError(f"expected a list, found {type(value).__name__}")
     return tuple(parse(item) for item in value)
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        raise ArtifactError(f"expected an object, found {value!r}")
+    return value
 
 
 def _text(value: Any) -> str:

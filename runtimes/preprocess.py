@@ -108,15 +108,16 @@ class Preprocessing:
         normalize = config.get("do_normalize", True)
         try:
             resample = config.get("resample", 2)
+            numbered = isinstance(resample, int) and 0 <= resample < len(_RESAMPLE_NAMES)
             return cls(
                 height=int(size["height"]),
                 width=int(size["width"]),
-                resample=_RESAMPLE_NAMES[resample] if isinstance(resample, int) else str(resample),
+                resample=_RESAMPLE_NAMES[resample] if numbered else str(resample),
                 rescale_factor=float(config.get("rescale_factor", 1 / 255)) if config.get("do_rescale", True) else 1.0,
                 mean=_three(config.get("image_mean", 0.5)) if normalize else (0.0, 0.0, 0.0),
                 std=_three(config.get("image_std", 0.5)) if normalize else (1.0, 1.0, 1.0),
             )
-        except (ArtifactError, TypeError, ValueError, IndexError) as error:
+        except (ArtifactError, TypeError, ValueError, OverflowError) as error:
             raise CheckpointError(f"preprocessor_config.json: {error}") from error
 
     @classmethod
@@ -135,7 +136,7 @@ class Preprocessing:
                 mean=_three(document["mean"]),
                 std=_three(document["std"]),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ArtifactError(f"preprocessing: not readable ({type(error).__name__}: {error})") from error
 
     def to_json(self) -> dict[str, Any]:

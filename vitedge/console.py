@@ -16,10 +16,10 @@ class Console:
         self._watched = self._rich.is_terminal and sys.stderr.isatty()
 
     def note(self, text: str) -> None:
-        self._rich.print(text, markup=False)
+        self._rich.print(text, markup=False, soft_wrap=True)
 
     def warn(self, text: str) -> None:
-        self._rich.print(f"warning: {text}", style="yellow", markup=False)
+        self._rich.print(f"warning: {text}", style="yellow", markup=False, soft_wrap=True)
 
     @contextmanager
     def step(self, text: str) -> Iterator[None]:

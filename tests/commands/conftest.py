@@ -1,0 +1,61 @@
+"""A tiny classifier, its images, and one build of it that the tests of commands share."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+from typer.testing import CliRunner
+
+from tests.tiny import save_checkpoint, save_images
+from vitedge.cli import app
+
+CLASSES = 3
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where a user's things are."""
+
+    model: Path
+    calibration: Path
+    evaluation: Path
+    cache: Path
+
+    def vitedge(self, *arguments: str | Path) -> Result:
+        """Runs the command line in this process; stdout and stderr are apart in the result."""
+        return CliRunner(env={"VITEDGE_CACHE": str(self.cache), "COLUMNS": "160"}).invoke(
+            app, [str(a) for a in arguments]
+        )
+
+    def build(self, out: Path, *options: str | Path) -> Result:
+        """Builds without a benchmark unless the options ask for one."""
+        judged = () if "--eval" in options else ("--eval", self.evaluation)
+        images = () if "--images" in options else ("--images", self.calibration)
+        measured = () if "--bench-seconds" in options else ("--bench-seconds", "0")
+        return self.vitedge("build", self.model, *images, *judged, *measured, "--out", out, *options)
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
+    root = tmp_path_factory.mktemp("site")
+    return Site(
+        model=save_checkpoint(root / "model", classes=CLASSES),
+        calibration=save_images(root / "calibration", 36, classes=CLASSES, seed=1),
+        evaluation=save_images(root / "evaluation", 24, classes=CLASSES, seed=2),
+        cache=root / "cache",
+    )
+
+
+@pytest.fixture(scope="session")
+def built(site: Site, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("built") / "out"
+    result = site.build(out, "--keep-fp32", "--bench-seconds", "0.2")
+    assert result.exit_code == 0, result.output
+    return out
+
+
+def report_of(out: Path) -> Any:
+    return json.loads((out / "report.json").read_text())

@@ -1,0 +1,180 @@
+"""`verify`, `bench`, `run`, `inspect` and the bare command line, on one build of the tiny classifier."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.commands.conftest import CLASSES, Site, report_of
+from tests.tiny import save_checkpoint
+from vitedge.runtimes.manifest import load_manifest
+
+RUNTIMES = ("onnx", "openvino", "tflite")
+
+
+def damaged(built: Path, copy: Path, runtime: str = "onnx") -> Path:
+    """A copy of an artifact with one byte of its model changed; the size stays."""
+    folder = shutil.copytree(built / runtime, copy)
+    model = folder / load_manifest(folder).files[0].name
+    data = bytearray(model.read_bytes())
+    data[len(data) // 2] ^= 1
+    model.write_bytes(data)
+    return folder
+
+
+def test_verify_repeats_what_the_build_measured(site: Site, built: Path) -> None:
+    result = site.vitedge("verify", built, "--eval", site.evaluation, "--min-cosine", "0.9", "--json")
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["accuracy"] == report_of(built)["accuracy"]
+
+
+def test_verify_fails_by_its_gate(site: Site, built: Path) -> None:
+    result = site.vitedge("verify", built / "tflite", "--eval", site.evaluation, "--min-sqnr", "99")
+    assert result.exit_code == 1
+    assert "tflite: last_hidden_state: SQNR" in result.stderr
+    assert "cosine, mean" in result.stdout
+
+
+def test_verify_refuses_another_checkpoint(site: Site, built: Path, tmp_path: Path) -> None:
+    other = save_checkpoint(tmp_path / "other", classes=CLASSES, seed=7)
+    result = site.vitedge("verify", built, "--eval", site.evaluation, "--model", other)
+    assert result.exit_code == 2
+    assert "was built from a checkpoint with digest" in result.stderr
+    assert "--model" in result.stderr
+
+
+def test_verify_catches_an_artifact_that_is_wrong(site: Site, built: Path, tmp_path: Path) -> None:
+    """The FP32 twin of another checkpoint, under this one's manifest: every file matches, the numbers do not."""
+    other = save_checkpoint(tmp_path / "other", classes=CLASSES, seed=7)
+    assert site.vitedge(
+        *("build", other, "--images", site.calibration, "--out", tmp_path / "out", "--runtime", "onnx"),
+        *("--bench-seconds", "0", "--calibration-images", "33"),
+    ).exit_code == 0  # fmt: skip
+    manifest = json.loads((tmp_path / "out" / "onnx" / "manifest.json").read_text())
+    manifest["source"]["digest"] = load_manifest(built / "onnx").source["digest"]
+    (tmp_path / "out" / "onnx" / "manifest.json").write_text(json.dumps(manifest))
+    result = site.vitedge(
+        *("verify", tmp_path / "out", "--eval", site.evaluation, "--model", site.model, "--min-cosine", "0.9")
+    )
+    assert result.exit_code == 1
+    assert "is below 0.9" in result.stderr
+
+
+def test_bench_measures_pairs_and_says_so(site: Site, built: Path) -> None:
+    result = site.vitedge("bench", built, "--threads", "1,2", "--seconds", "0.2", "--json")
+    assert result.exit_code == 0, result.stderr
+    runs = json.loads(result.stdout)["runs"]
+    assert [run["threads"] for run in runs] == [1, 2]
+    for run in runs:
+        assert set(run["pairs"]) == set(RUNTIMES)
+        for pair in run["pairs"].values():
+            assert pair["speedup"]["median"] > 0
+            assert pair["artifact"]["peak_bytes"] > 20e6
+            assert pair["verdict"]
+    table = site.vitedge("bench", built / "tflite", "--seconds", "0.2").stdout
+    assert "FP32 here" in table
+    assert "instruction sets:" in table
+
+
+def test_bench_without_twin_warns(site: Site, built: Path, tmp_path: Path) -> None:
+    alone = shutil.copytree(built / "tflite", tmp_path / "tflite")
+    result = site.vitedge("bench", alone, "--seconds", "0.2")
+    assert result.exit_code == 0
+    assert "build with --keep-fp32" in result.stderr
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_run_names_classes_and_saves_outputs(site: Site, built: Path, tmp_path: Path, runtime: str) -> None:
+    images = sorted(site.evaluation.rglob("*.png"))[:2]
+    saved = tmp_path / "features.npz"
+    result = site.vitedge("run", built / runtime, *images, "--save", saved, "--json")
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)["images"]
+    assert [entry["image"] for entry in found] == [str(image) for image in images]
+    for entry in found:
+        assert {c["label"] for c in entry["classes"]} == {f"LABEL_{index}" for index in range(CLASSES)}
+        assert sum(c["probability"] for c in entry["classes"]) == pytest.approx(1)
+    with np.load(saved) as arrays:
+        assert set(arrays) == {"images", "last_hidden_state", "logits"}
+        assert arrays["last_hidden_state"].shape == (2, 17, 24)
+    assert "LABEL_" in site.vitedge("run", built / runtime, images[0]).stdout
+
+
+def test_run_of_a_missing_image_is_told(site: Site, built: Path, tmp_path: Path) -> None:
+    result = site.vitedge("run", built / "onnx", tmp_path / "cat.jpg")
+    assert result.exit_code == 2
+    assert "cat.jpg: expected an image file, found no such file" in result.stderr
+
+
+@pytest.mark.parametrize("command", ["run", "verify", "inspect", "bench"])
+def test_changed_file_is_refused(site: Site, built: Path, tmp_path: Path, command: str) -> None:
+    folder = damaged(built, tmp_path / "onnx")
+    rest = {"run": [next(site.evaluation.rglob("*.png"))], "verify": ["--eval", site.evaluation]}.get(command, [])
+    result = site.vitedge(command, folder, *rest)
+    assert result.exit_code == 2
+    assert "model.onnx: expected SHA-256" in result.stderr
+    assert "copy the artifact again" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("runtime", "module", "extra"),
+    [
+        ("onnx", "onnxruntime", "vitedge[onnx]"),
+        ("openvino", "openvino", "vitedge[openvino]"),
+        ("tflite", "ai_edge_litert", "vitedge[tflite]"),
+    ],
+)
+def test_missing_runtime_is_told_with_its_extra(site: Site, built: Path, runtime: str, module: str, extra: str) -> None:
+    """In a process that cannot import the runtime, as on a device where it was not installed."""
+    script = (
+        "import sys, importlib.metadata as metadata; real = metadata.version\n"
+        f"sys.modules[{module!r}] = None\n"
+        "def version(name):\n"
+        f"    if name.replace('-', '_') == {module!r}: raise metadata.PackageNotFoundError(name)\n"
+        "    return real(name)\n"
+        "metadata.version = version\n"
+        "from vitedge.cli import main; main()"
+    )
+    image = str(next(site.evaluation.rglob("*.png")))
+    result = subprocess.run(
+        [sys.executable, "-c", script, "run", str(built / runtime), image], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 2, result.stderr
+    assert extra in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_inspect_lists_what_is_integer(site: Site, built: Path) -> None:
+    result = site.vitedge("inspect", built, "--json")
+    assert result.exit_code == 0, result.stderr
+    found = {item["runtime"]: item for item in json.loads(result.stdout)["artifacts"]}
+    assert set(found) == set(RUNTIMES)
+    for item in found.values():
+        assert "layers.1.mlp.fc2" in item["operations"]["integer"]
+        assert "patch_embedding" in item["operations"]["integer"]
+        assert "softmax, LayerNorm, GELU, residual adds" in item["operations"]["floating"]
+        # Per layer and 17 tokens: qkv, output, fc1 and fc2; then patches and classifier. Attention: 2 · 17² · 24.
+        linears = 2 * 17 * (24 * 72 + 24 * 24 + 2 * 24 * 48) + 16 * 192 * 24 + CLASSES * 24
+        assert item["integer_macs_share"] == pytest.approx(linears / (linears + 2 * 2 * 17 * 17 * 24))
+    assert found["onnx"]["minimum_runtime"] == "1.17"
+    table = site.vitedge("inspect", built / "onnx").stdout
+    assert "1.17 or later" in table
+    assert "match the manifest" in table
+
+
+def test_help_teaches_by_example(site: Site) -> None:
+    assert "vitedge demo" in site.vitedge("--help").stdout
+    for command in ("demo", "build", "verify", "bench", "run", "inspect"):
+        result = site.vitedge(command, "--help")
+        assert result.exit_code == 0
+        assert f"vitedge {command}" in result.stdout.split("Example")[1]
+
+
+def test_version_needs_no_heavy_import() -> None:
+    script = "import sys, vitedge.cli; print(sorted({'torch', 'onnxruntime', 'cv2', 'openvino'} & sys.modules.keys()))"
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert result.stdout == "[]\n"

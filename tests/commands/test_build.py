@@ -1,0 +1,287 @@
+"""`vitedge build` as its user sees it: what it leaves behind, what it prints, and what it refuses."""
+
+import json
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from tests.commands.conftest import CLASSES, Site, report_of
+from tests.tiny import save_checkpoint, save_images
+from vitedge.runtimes.load import load_encoder
+from vitedge.runtimes.manifest import load_manifest
+
+FILES = {"onnx": {"model.onnx"}, "openvino": {"model.xml", "model.bin"}, "tflite": {"model.tflite"}}
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_build_leaves_three_artifacts_the_plan_and_a_report(built: Path) -> None:
+    assert names(built) == {"onnx", "openvino", "tflite", "fp32", "plan.json", "plan.safetensors", "report.json"}
+    for runtime, files in FILES.items():
+        assert names(built / runtime) == names(built / "fp32" / runtime) == files | {"manifest.json"}
+        manifest, twin = load_manifest(built / runtime), load_manifest(built / "fp32" / runtime)
+        assert (manifest.precision, twin.precision) == ("int8", "fp32")
+        assert len(manifest.operations.integer) == 2 * 4 + 2  # four linears per layer, patches, classifier
+        assert twin.operations.integer_share == 0
+        assert manifest.accuracy is not None
+        assert manifest.latency is not None
+        assert manifest.latency["machine"]["logical_cpus"] > 0
+
+
+def test_report_tells_how_and_how_well(built: Path, site: Site) -> None:
+    report = report_of(built)
+    assert report["source"]["source"] == str(site.model)
+    assert (report["calibration"]["images"], report["evaluation"]["images"]) == (36, 24)
+    assert set(report["accuracy"]) == set(report["export_max_abs_error"]) == set(FILES)
+    assert max(report["export_max_abs_error"].values()) <= 1e-4
+    for accuracy in report["accuracy"].values():
+        assert accuracy["outputs"]["last_hidden_state"]["sqnr_db"] > 25
+        assert accuracy["outputs"]["logits"]["cosine_mean"] > 0.995
+        assert [drop["metric"] for drop in accuracy["drops"]] == ["k-NN"]  # class folders are not the model's labels
+    for pair in report["bench"]["pairs"].values():
+        assert pair["artifact"]["latency_median_ms"] > 0
+        assert pair["speedup"]["p10"] <= pair["speedup"]["median"] <= pair["speedup"]["p90"]
+
+
+def test_second_build_replaces_the_first_whole(site: Site, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert site.build(out, "--runtime", "onnx,tflite").exit_code == 0
+    (out / "stray").write_text("of an earlier build")
+    assert site.build(out, "--runtime", "openvino", "--target", "vnni").exit_code == 0
+    assert names(out) == {"openvino", "plan.json", "plan.safetensors", "report.json"}
+    assert report_of(out)["target"] == "vnni"
+    assert names(tmp_path) == {"out"}
+
+
+def test_folder_of_another_is_refused_before_any_work(site: Site, tmp_path: Path) -> None:
+    precious = tmp_path / "thesis"
+    precious.mkdir()
+    (precious / "chapter1.txt").write_text("It was a dark and stormy night.")
+    result = site.build(precious)
+    assert result.exit_code == 2
+    assert "not a vitedge build" in result.stderr
+    assert "pass another --out" in result.stderr
+    assert "Reading" not in result.stderr
+    assert contents(precious) == {"chapter1.txt": b"It was a dark and stormy night."}
+
+
+def test_calibration_is_reused_from_the_cache(site: Site, built: Path, tmp_path: Path) -> None:
+    again = site.build(tmp_path / "again", "--runtime", "tflite")
+    assert "Calibration of 36 images reused from the cache" in again.stderr
+    assert report_of(tmp_path / "again")["calibration"] == report_of(built)["calibration"]
+    fewer = site.build(tmp_path / "fewer", "--runtime", "tflite", "--calibration-images", "33")
+    assert "reused" not in fewer.stderr
+
+
+def test_gate_refuses_and_leaves_what_was_there(site: Site, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert site.build(out, "--runtime", "onnx", "--min-cosine", "0.9").exit_code == 0
+    before = contents(out)
+    refused = site.build(out, "--runtime", "onnx", "--min-cosine", "0.9999999")
+    assert refused.exit_code == 1
+    assert "onnx: last_hidden_state: mean cosine" in refused.stderr
+    assert "is below 0.9999999" in refused.stderr
+    assert "cosine, mean" in refused.stdout  # what was measured is shown
+    assert contents(out) == before
+    kept = site.build(out, "--runtime", "onnx", "--min-cosine", "0.9999999", "--keep-failing")
+    assert kept.exit_code == 0
+    assert report_of(out)["gate_failures"]
+
+
+def test_gate_on_the_first_build_leaves_nothing(site: Site, tmp_path: Path) -> None:
+    result = site.build(tmp_path / "out", "--runtime", "tflite", "--min-sqnr", "99")
+    assert (result.exit_code, names(tmp_path)) == (1, set())
+    assert "tflite: last_hidden_state: SQNR" in result.stderr
+
+
+def test_gate_without_images_to_judge_on_is_an_error(site: Site, tmp_path: Path) -> None:
+    """All images go into calibration and no --eval: there is nothing that a gate could look at."""
+    options = ("--images", site.calibration, "--out", tmp_path / "out", "--bench-seconds", "0", "--runtime", "onnx")
+    result = site.vitedge("build", site.model, *options, "--min-cosine", "0.5")
+    assert result.exit_code == 2
+    assert "pass --eval DIR" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_images_not_calibrated_on_are_held_out_to_judge(site: Site, tmp_path: Path) -> None:
+    options = ("--out", tmp_path / "out", "--bench-seconds", "0", "--runtime", "onnx", "--calibration-images", "20")
+    result = site.vitedge("build", site.model, "--images", site.calibration, *options)
+    assert result.exit_code == 0
+    assert report_of(tmp_path / "out")["evaluation"]["images"] == 36 - 20
+    assert "only 20 calibration images" in result.stderr
+    assert "at least 32" in result.stderr
+
+
+def test_json_goes_to_stdout_alone(site: Site, tmp_path: Path) -> None:
+    result = site.build(tmp_path / "out", "--runtime", "tflite", "--json")
+    assert json.loads(result.stdout) == report_of(tmp_path / "out")
+    assert site.build(tmp_path / "out", "--runtime", "tflite", "--quiet").stderr == ""
+
+
+def test_random_weights_have_no_accuracy(site: Site, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    options = ("--random-weights", "vit-tiny-patch16-224", "--image-size", "32", "--runtime", "onnx,tflite")
+    result = site.vitedge("build", *options, "--out", out, "--bench-seconds", "0.1", "--calibration-images", "32")
+    assert result.exit_code == 0, result.stderr
+    assert "random weights" in result.stdout
+    assert "cosine" not in result.stdout
+    assert report_of(out)["accuracy"] is None
+    assert load_manifest(out / "onnx").accuracy is None
+    assert load_manifest(out / "onnx").source["random_weights"] is True
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("build", "--images", "{calibration}"), "expected a checkpoint folder or hub id"),
+        (("build", "{model}"), "expected --images DIR"),
+        (("build", "{model}", "--images", "{tmp}/nowhere"), "nowhere: no such folder"),
+        (("build", "{model}", "--images", "{tmp}/empty"), "empty: no images in it or below; expected .jpg"),
+        (("build", "{tmp}/nowhere", "--images", "{calibration}"), "nowhere"),
+        (("build", "{model}", "--images", "{calibration}", "--runtime", "onnx,coreml"), "found coreml"),
+        (("build", "{model}", "--images", "{calibration}", "--batch", "many"), "expected a number of at least 1"),
+        (("build", "{model}", "--images", "{calibration}", "--max-drop", "lots"), "lots"),
+        (("build", "{other}", "--images", "{calibration}"), "deit"),
+        (("build", "{model}", "--images", "{calibration}", "--eval", "{calibration}"), "the same picture as"),
+        (("verify", "{tmp}/empty", "--eval", "{calibration}"), "expected an artifact such as OUT/onnx"),
+        (("bench", "{tmp}/nowhere"), "no such folder"),
+        (("bench", "{tmp}/nowhere", "--threads", "0"), "expected a number of at least 1"),
+        (("run", "{tmp}/empty", "cat.jpg"), "expected an artifact folder"),
+        (("inspect", "{tmp}/empty"), "no manifest.json"),
+    ],
+)
+def test_bad_input_is_told_in_one_message(site: Site, tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
+    (tmp_path / "empty").mkdir()
+    other = save_checkpoint(tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | {"model_type": "deit", "architectures": ["DeiTModel"]}))
+    places = {"model": site.model, "calibration": site.calibration, "tmp": tmp_path, "other": other}
+    out = ("--out", str(tmp_path / "out")) if arguments[0] == "build" else ()
+    result = site.vitedge(*(argument.format(**places) for argument in arguments), *out)
+    assert result.exit_code == 2, result.output
+    assert message in result.stderr
+    assert "Traceback" not in result.output
+    assert result.stdout == ""
+    assert not (tmp_path / "out").exists()
+
+
+def test_copy_of_a_calibration_image_under_another_name_is_refused(site: Site, tmp_path: Path) -> None:
+    evaluation = shutil.copytree(site.evaluation, tmp_path / "evaluation")
+    image = cv2.imread(str(next(site.calibration.rglob("*.png"))))
+    cv2.imwrite(str(evaluation / "class0" / "holiday.png"), image, [cv2.IMWRITE_PNG_COMPRESSION, 0])
+    result = site.build(tmp_path / "out", "--eval", evaluation)
+    assert result.exit_code == 2
+    assert "1 evaluation images are calibration images too" in result.stderr
+    assert "holiday.png" in result.stderr
+
+
+def one_bad_of_a_hundred(folder: Path, name: str, data: bytes) -> Path:
+    save_images(folder, 99, seed=3)
+    (folder / name).write_bytes(data)
+    return folder
+
+
+def truncated_jpeg() -> bytes:
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    return bytes(cv2.imencode(".jpg", noise)[1].tobytes()[:-700])
+
+
+def png_of_200_megapixels() -> bytes:
+    """A real PNG of 20000×10000 black pixels, some 600 KB of file."""
+    return bytes(cv2.imencode(".png", np.zeros((10000, 20000, 3), np.uint8))[1].tobytes())
+
+
+def test_truncated_jpeg_is_named_skipped_and_counted(site: Site, tmp_path: Path) -> None:
+    images = one_bad_of_a_hundred(tmp_path / "images", "broken.jpg", truncated_jpeg())
+    result = site.build(tmp_path / "out", "--images", images, "--runtime", "onnx")
+    assert result.exit_code == 0
+    assert "calibration image skipped" in result.stderr
+    assert "broken.jpg" in result.stderr
+    calibration = report_of(tmp_path / "out")["calibration"]
+    assert (calibration["images"], calibration["skipped"]) == (99, 1)
+
+
+def test_more_than_5_percent_bad_images_stop_the_build(site: Site, tmp_path: Path) -> None:
+    images = save_images(tmp_path / "images", 94, seed=3)
+    for index in range(6):
+        (images / f"broken{index}.jpg").write_bytes(truncated_jpeg())
+    result = site.build(tmp_path / "out", "--images", images)
+    assert result.exit_code == 2
+    assert "6 of 100 images cannot be read, more than 5%" in result.stderr
+    assert "broken0.jpg" in result.stderr
+
+
+def test_image_of_200_megapixels_is_refused_before_decoding(site: Site, tmp_path: Path) -> None:
+    data = png_of_200_megapixels()
+    assert len(data) < 1e6
+    images = one_bad_of_a_hundred(tmp_path / "images", "bomb.png", data)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    result = site.build(tmp_path / "out", "--images", images, "--runtime", "onnx")
+    assert result.exit_code == 0
+    assert "bomb.png" in result.stderr
+    assert "found 20000×10000 (200.0 megapixels)" in result.stderr
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 400_000  # decoded it has 600 MB
+
+
+def test_full_disk_is_told_and_the_old_build_stays(site: Site, tmp_path: Path) -> None:
+    """A limit on file sizes stands for the full disk: writers fail in the same places, and hide it in the same ways."""
+    out = tmp_path / "out"
+    assert site.build(out, "--runtime", "openvino").exit_code == 0
+    before = contents(out)
+    script = (
+        "import resource, signal, vitedge.cli; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000)); vitedge.cli.main()"
+    )
+    options = ["--images", str(site.calibration), "--runtime", "openvino", "--out", str(out)]
+    result = subprocess.run(
+        [sys.executable, "-c", script, "build", str(site.model), *options], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 2, result.stderr
+    assert "out: cannot be written (File too large); what was there before is unchanged" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert contents(out) == before
+    assert names(tmp_path) == {"out"}
+
+
+@pytest.mark.parametrize("moment", ["Rounding weights", "Lowering the plan to openvino", "Comparing with"])
+def test_interrupted_build_leaves_the_old_one(site: Site, tmp_path: Path, moment: str) -> None:
+    out = tmp_path / "out"
+    assert site.build(out, "--runtime", "tflite").exit_code == 0
+    before = contents(out)
+    images = ["--images", str(site.calibration), "--eval", str(site.evaluation)]
+    command = [sys.executable, "-m", "vitedge", "build", str(site.model), *images, "--out", str(out)]
+    seen = []
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            seen.append(line)
+            if line.startswith(moment):
+                process.send_signal(signal.SIGINT)
+    assert process.returncode == 130, "".join(seen)
+    assert "interrupted" in seen[-1]
+    assert contents(out) == before
+    assert names(tmp_path) == {"out"}
+
+
+def test_artifact_answers_as_the_wrapper_promises(built: Path, site: Site) -> None:
+    images = sorted(site.evaluation.rglob("*.png"))[:3]
+    outputs = [load_encoder(built / runtime).encode(images) for runtime in FILES]
+    for found in outputs:
+        assert {name: array.shape for name, array in found.items()} == {
+            "last_hidden_state": (3, 17, 24),
+            "logits": (3, CLASSES),
+        }
+        np.testing.assert_array_equal(found["logits"].argmax(1), outputs[0]["logits"].argmax(1))
