@@ -38,7 +38,7 @@ def test_build_leaves_three_artifacts_the_plan_and_a_report(built: Path) -> None
         assert twin.operations.integer_share == 0
         assert manifest.accuracy is not None
         assert manifest.latency is not None
-        assert manifest.latency["machine"]["logical_cpus"] > 0
+        assert manifest.latency["machine"]["usable_cores"] > 0
 
 
 def test_report_tells_how_and_how_well(built: Path, site: Site) -> None:
