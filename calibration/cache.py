@@ -9,10 +9,13 @@ import json
 import logging
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from vitedge.calibration.observers import InputStatistics
 
@@ -34,14 +37,10 @@ def fingerprint(**parts: str) -> str:
 def load(key: str) -> Mapping[str, InputStatistics] | None:
     """What was stored under a fingerprint, by linear; None if there is nothing, or it is damaged."""
     path = folder() / f"{key}.safetensors"
-    if not path.is_file():
-        return None
     try:
-        arrays = load_file(path)
-        names = sorted({name.rpartition("/")[0] for name in arrays})
-        return {name: InputStatistics(*(arrays[f"{name}/{field}"] for field in _FIELDS)) for name in names}
-    except (OSError, KeyError, SafetensorError) as error:
-        _log.warning("%s is damaged and is not used (%s)", path, error)
+        return _read(path) if path.is_file() else None
+    except (OSError, KeyError, ValueError, SafetensorError) as error:
+        _log.warning("%s is unreadable or damaged, and is not used (%s)", path, error)
         return None
 
 
@@ -52,9 +51,28 @@ def store(key: str, statistics: Mapping[str, InputStatistics]) -> None:
     arrays = {f"{name}/{field}": getattr(found, field) for name, found in statistics.items() for field in _FIELDS}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(arrays, temporary)
+        save_file(arrays, temporary, metadata={"sha256": _digest(arrays)})
         temporary.rename(path)
     except (OSError, SafetensorError) as error:
         _log.warning("calibration could not be cached in %s (%s)", path.parent, error)
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _read(path: Path) -> Mapping[str, InputStatistics]:
+    with safe_open(path, "numpy") as file:
+        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+        written = (file.metadata() or {}).get("sha256")
+    if written != _digest(arrays):
+        raise ValueError("its numbers are not those that were written")
+    names = sorted({name.rpartition("/")[0] for name in arrays})
+    return {name: InputStatistics(*(arrays[f"{name}/{field}"] for field in _FIELDS)) for name in names}
+
+
+def _digest(arrays: Mapping[str, NDArray[np.float32]]) -> str:
+    """SHA-256 of names, shapes and numbers: a damaged number is a number too, and would become a damaged range."""
+    sha = hashlib.sha256()
+    for name, array in sorted(arrays.items()):
+        sha.update(f"{name} {array.dtype} {array.shape} ".encode() + array.tobytes())
+    return sha.hexdigest()

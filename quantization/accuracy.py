@@ -100,6 +100,8 @@ class Comparison:
         """
         if fp32.keys() != int8.keys():
             raise AccuracyError(f"outputs differ: FP32 has {sorted(fp32)}, the artifact {sorted(int8)}")
+        if "last_hidden_state" not in fp32:
+            raise AccuracyError(f"expected an output last_hidden_state, found {sorted(fp32)}")
         for output in fp32:
             _check(output, names, fp32[output], int8[output])
         for output, expected in fp32.items():

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from decimal import Decimal
 
 from vitedge.quantization.accuracy import AccuracyReport, Drop
 from vitedge.runtimes.errors import AccuracyError
@@ -41,6 +42,8 @@ def check(report: AccuracyReport, gates: Gates) -> tuple[str, ...]:
         AccuracyError: A gate needs a metric that could not be measured.
     """
     failures = []
+    if (gates.min_cosine is not None or gates.min_sqnr_db is not None) and "last_hidden_state" not in report.outputs:
+        raise AccuracyError(f"last_hidden_state was not measured, only {sorted(report.outputs)}: no gate can judge it")
     if gates.min_cosine is not None:
         for output, found in report.outputs.items():
             if not found.cosine_mean >= gates.min_cosine:
@@ -75,8 +78,9 @@ def parse_fraction(text: str) -> float:
         AccuracyError: Not a number between 0 and 1 (0 % and 100 %).
     """
     try:
-        value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
-    except ValueError:
+        # Decimal, because 0.7 / 100 is less than 0.007 in binary.
+        value = float(Decimal(text.removesuffix("%")).scaleb(-2 if text.endswith("%") else 0))
+    except (ArithmeticError, ValueError):
         value = math.nan
     if not 0 <= value <= 1:
         raise AccuracyError(f"expected a drop such as 0.5% or 0.005, found {text}")

@@ -57,9 +57,9 @@ def demo(
 
     Example: `vitedge demo`
     """
-    from vitedge.commands.demo import demo as run_demo
-
     with _errors():
+        from vitedge.commands.demo import demo as run_demo
+
         result = run_demo(out, Console(quiet=quiet))
         _show_build(result, as_json)
 
@@ -112,11 +112,11 @@ def build(
 
     `vitedge build --random-weights vit-base-patch16-224 --out out --keep-fp32`
     """
-    from vitedge.commands.build import BuildRefusedError, BuildRequest
-    from vitedge.commands.build import build as run_build
-    from vitedge.commands.demo import demo_images
-
     with _errors():
+        from vitedge.commands.build import BuildRefusedError, BuildRequest
+        from vitedge.commands.build import build as run_build
+        from vitedge.commands.demo import demo_images
+
         if (model is None) == (random_weights is None):
             raise VitedgeError(
                 "expected a checkpoint folder or hub id, or else --random-weights; see vitedge build --help"
@@ -165,11 +165,11 @@ def verify(
 
     Example: `vitedge verify out --eval val --min-cosine 0.997`
     """
-    from vitedge import tables
-    from vitedge.commands.verify import verify as run_verify
-    from vitedge.runtimes.errors import GateFailedError
-
     with _errors():
+        from vitedge import tables
+        from vitedge.commands.verify import verify as run_verify
+        from vitedge.runtimes.errors import GateFailedError
+
         gates = _gates(max_drop, min_cosine, min_sqnr)
         result = run_verify(artifact, evaluation, model=model, gates=gates, console=Console(quiet=quiet))
         if as_json:
@@ -196,10 +196,10 @@ def bench(
 
     Example: `vitedge bench out --threads 1,2`
     """
-    from vitedge import tables
-    from vitedge.commands.bench import bench as run_bench
-
     with _errors():
+        from vitedge import tables
+        from vitedge.commands.bench import bench as run_bench
+
         counts = _counts(threads)
         reports = run_bench(artifact, threads=counts, batch=batch, seconds=seconds, console=Console(quiet=quiet))
         if as_json:
@@ -220,10 +220,10 @@ def run(
 
     Example: `vitedge run out/onnx cat.jpg dog.jpg --save features.npz`
     """
-    from vitedge import tables
-    from vitedge.commands.run import run as run_images
-
     with _errors():
+        from vitedge import tables
+        from vitedge.commands.run import run as run_images
+
         result = run_images(artifact, images, threads=threads, save=save)
         if as_json:
             _print_json(result.to_json())
@@ -240,10 +240,10 @@ def inspect(
 
     Example: `vitedge inspect out/onnx`
     """
-    from vitedge import tables
-    from vitedge.commands.inspect import inspect as run_inspect
-
     with _errors():
+        from vitedge import tables
+        from vitedge.commands.inspect import inspect as run_inspect
+
         found = run_inspect(artifact)
         if as_json:
             _print_json({"format": "vitedge-inspect/1", "artifacts": [item.to_json() for item in found]})

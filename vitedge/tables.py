@@ -9,12 +9,16 @@ from rich.table import Table
 
 from vitedge.runtimes.manifest import Manifest
 
+_WIDTH = 112
 _NAMES = {"onnx": "ONNX", "openvino": "OpenVINO", "tflite": "TFLite"}
 
 
 def show(*renderables: RenderableType) -> None:
     """Prints to stdout."""
-    RichConsole(highlight=False).print(Group(*renderables))
+    console = RichConsole(highlight=False)
+    if not console.is_terminal:  # a file or a pipe has no width of its own
+        console.width = max(console.width, _WIDTH)
+    console.print(Group(*renderables))
 
 
 def build_table(result: Any) -> RenderableType:
@@ -156,9 +160,9 @@ def _accuracy_rows(report: Any) -> dict[str, str]:
     rows = {}
     for name, output in report.outputs.items():
         label = "CLS" if name == "last_hidden_state" else name
-        rows[f"{label} cosine, mean"] = f"{output.cosine_mean:.5f}"
-        rows[f"{label} cosine, 1st percentile"] = f"{output.cosine_p01:.5f}"
-        rows[f"{label} cosine, worst"] = f"{output.cosine_worst:.5f}"
+        rows[f"{label} cosine mean"] = f"{output.cosine_mean:.5f}"
+        rows[f"{label} cosine 1st percentile"] = f"{output.cosine_p01:.5f}"
+        rows[f"{label} cosine worst"] = f"{output.cosine_worst:.5f}"
         rows[f"SQNR {name}"] = f"{output.sqnr_db:.2f} dB"
         rows[f"max error {name}"] = f"{output.max_abs_error:.4f}"
     rows["worst image"] = report.outputs["last_hidden_state"].worst_image.rpartition("/")[2]
