@@ -76,6 +76,7 @@ class Worker:
                 f" may be too slow or too short of memory for this model{self._tail()}"
             ) from None
         if line is None:
+            self._replies.put(None)  # whoever asks again hears it again
             raise BenchmarkError(self._obituary())
         reply: dict[str, Any] = json.loads(line)
         if "error" in reply:

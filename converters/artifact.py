@@ -159,15 +159,12 @@ def _recover(out: Path) -> None:
 
 def _refused_write(folder: Path) -> OSError | None:
     """Why the disk takes nothing more, if so: the toolchains' writers hide it (OpenVINO says "iostream error")."""
-    probe = folder / "probe"
     try:
-        with probe.open("wb") as file:
+        with (folder / "probe").open("wb") as file:
             file.write(bytes(_PROBE_BYTES))
             os.fsync(file.fileno())
     except OSError as error:
         return error
-    finally:
-        probe.unlink(missing_ok=True)
     return None
 
 

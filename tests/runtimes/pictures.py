@@ -18,7 +18,8 @@ ORIENTATION = 0x0112  # the EXIF tag
 def smooth(height: int, width: int, seed: int = 0) -> Pixels:
     """Smooth random content, uint8 [height, width, 3]: compressible, and asymmetric, so that a wrong flip shows."""
     coarse = np.random.default_rng(seed).integers(0, 256, (7, 9, 3), dtype=np.uint8)
-    return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC).astype(np.uint8)
+    image: Pixels = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
+    return image
 
 
 def encoded(image: Image.Image, file_format: str, **options: Any) -> bytes:
@@ -127,11 +128,9 @@ def cmyk_jpeg() -> bytes:
 
 def _with_thumbnail(image: Image.Image) -> bytes:
     """A JPEG within the EXIF of a JPEG: its markers are not the picture's."""
-    thumbnail = encoded(image.resize((20, 16)), "JPEG")
     exif = Image.Exif()
     exif[ORIENTATION] = 6
-    exif[0x010E] = thumbnail.decode("latin-1").encode("utf-8")[:3000]
-    body = b"Exif\0\0" + exif.tobytes().removeprefix(b"Exif\0\0") + thumbnail
+    body: bytes = b"Exif\0\0" + exif.tobytes().removeprefix(b"Exif\0\0") + encoded(image.resize((20, 16)), "JPEG")
     segment = b"\xff\xe1" + struct.pack(">H", len(body) + 2) + body
     data = encoded(image, "JPEG")
     return data[:2] + segment + data[2:]

@@ -146,8 +146,9 @@ def test_views_are_resized_as_their_copies() -> None:
     """Callers flip, crop and turn BGR into RGB by slicing; strides must not matter."""
     image = smooth(90, 70)
     for view in (image[::-1], image[:, ::-1], image[..., ::-1], image[5:60:2, 3:50:3], image.transpose(1, 0, 2)):
-        for size in ((32, 24), view.shape[:2]):
-            np.testing.assert_array_equal(resize(view, *size, "bicubic"), resize(view.copy(), *size, "bicubic"))
+        for height, width in ((32, 24), view.shape[:2]):
+            expected = resize(view.copy(), height, width, "bicubic")
+            np.testing.assert_array_equal(resize(view, height, width, "bicubic"), expected)
 
 
 def test_read_only_images_are_accepted() -> None:

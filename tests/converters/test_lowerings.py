@@ -1,0 +1,196 @@
+"""The ONNX and OpenVINO lowerings: structure of the files, and agreement with PyTorch in float and in integers.
+
+TFLite has `test_tflite.py`; what holds for all three as artifacts is in `test_artifact.py` and `tests/runtimes`.
+"""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import openvino
+import pytest
+
+from tests.tiny import SHAPE, random_encoder, random_pixels, variants
+from vitedge.converters import onnx as onnx_lowering
+from vitedge.converters import openvino as openvino_lowering
+from vitedge.quantization.encoder import Encoder, EncoderShape, FloatArray, float_linear, forward
+from vitedge.quantization.fake import fake_quantized_linear
+from vitedge.quantization.plan import TARGETS, QuantizedLinear
+from vitedge.quantization.quantize import make_plan, observe
+from vitedge.runtimes.errors import PlanError
+
+VARIANTS = variants()
+LINEARS = 2 * 4 + 1 + 1  # of SHAPE: four a layer, patches, pooler
+
+
+def quantized(shape: EncoderShape, target: str = "avx2") -> tuple[Encoder, dict[str, QuantizedLinear]]:
+    encoder = random_encoder(shape)
+    plan, smoothed = make_plan(
+        encoder,
+        observe(encoder, [random_pixels(shape, count=16)]),
+        pixel_range=(-1, 1),
+        recipes=TARGETS[target],
+        target=target,
+        checkpoint_digest="c",
+        calibration_digest="i",
+    )
+    return smoothed, dict(plan.linears("onnx"))
+
+
+def run_onnx(folder: Path, pixels: FloatArray) -> dict[str, FloatArray]:
+    session = onnxruntime.InferenceSession(str(folder / "model.onnx"), providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(names, {"pixel_values": pixels}), strict=True))
+
+
+def compiled(folder: Path) -> Any:
+    return openvino.Core().compile_model(folder / "model.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+
+
+def run_openvino(folder: Path, pixels: FloatArray) -> dict[str, FloatArray]:
+    outputs = compiled(folder)({"pixel_values": pixels})
+    return {output.get_any_name(): np.array(value) for output, value in outputs.items()}
+
+
+def sqnr_db(expected: FloatArray, found: FloatArray) -> float:
+    return float(10 * np.log10(np.square(expected).sum() / np.square(found - expected).sum()))
+
+
+@pytest.mark.parametrize("batch", [None, 3])
+@pytest.mark.parametrize("shape", VARIANTS.values(), ids=VARIANTS)
+def test_float_models_compute_what_pytorch_computes(shape: EncoderShape, batch: int | None, tmp_path: Path) -> None:
+    encoder, pixels = random_encoder(shape), random_pixels(shape, batch or 2)
+    expected = forward(encoder, pixels, float_linear(encoder))
+    onnx_lowering.convert(encoder, {}, tmp_path, batch)
+    openvino_lowering.convert(encoder, {}, tmp_path, batch)
+    for outputs in (run_onnx(tmp_path, pixels), run_openvino(tmp_path, pixels)):
+        assert list(outputs) == list(shape.outputs)
+        for name, values in expected.items():
+            np.testing.assert_allclose(outputs[name], values, atol=5e-5, rtol=0)
+
+
+@pytest.mark.parametrize("as_convolutions", [True, False])
+@pytest.mark.parametrize("shape", VARIANTS.values(), ids=VARIANTS)
+def test_integer_models_compute_what_fake_quantization_predicts(
+    shape: EncoderShape, as_convolutions: bool, tmp_path: Path
+) -> None:
+    """They are nearer to the prediction than to float: the same integers, with sums rounded in another order."""
+    encoder, linears = quantized(shape)
+    pixels = random_pixels(shape, seed=5)
+    exact = forward(encoder, pixels, float_linear(encoder))["last_hidden_state"]
+    predicted = forward(encoder, pixels, fake_quantized_linear(encoder, linears))["last_hidden_state"]
+    onnx_lowering.convert(encoder, linears, tmp_path, None)
+    openvino_lowering.convert(encoder, linears, tmp_path, None, as_convolutions=as_convolutions)
+    for outputs in (run_onnx(tmp_path, pixels), run_openvino(tmp_path, pixels)):
+        found = outputs["last_hidden_state"]
+        assert sqnr_db(exact, found) > 20
+        assert abs(sqnr_db(exact, found) - sqnr_db(exact, predicted)) < 0.5
+        assert sqnr_db(predicted, found) > sqnr_db(exact, found) + 3
+
+
+def test_wrong_integers_show(tmp_path: Path) -> None:
+    """The twin of the test above: one input scale off, and the model is no longer what was predicted."""
+    encoder, linears = quantized(SHAPE)
+    pixels = random_pixels(seed=5)
+    predicted = forward(encoder, pixels, fake_quantized_linear(encoder, linears))["last_hidden_state"]
+    name = "layers.0.mlp.fc1"
+    static = linears[name].input
+    assert static is not None
+    linears[name] = QuantizedLinear(linears[name].weight, type(static)(static.scale * 3, static.zero_point))
+    onnx_lowering.convert(encoder, linears, tmp_path, None)
+    assert sqnr_db(predicted, run_onnx(tmp_path, pixels)["last_hidden_state"]) < 20
+
+
+def test_onnx_structure(tmp_path: Path) -> None:
+    encoder, linears = quantized(SHAPE)
+    onnx_lowering.convert(encoder, linears, tmp_path, None)
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+    model = onnx.load(tmp_path / "model.onnx")
+    onnx.checker.check_model(model, full_check=True)
+    assert {entry.domain: entry.version for entry in model.opset_import} == {"": 20, "com.microsoft": 1}
+    assert model.ir_version == 9
+    counts = Counter(node.op_type for node in model.graph.node)
+    assert counts["MatMulIntegerToFloat"] == LINEARS
+    assert counts["QuantizeLinear"] == LINEARS
+    assert counts["MatMul"] == 2 * 2  # attention scores and context
+    assert counts["DequantizeLinear"] == counts["Gemm"] == 0
+    stored = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    for name, linear in linears.items():
+        np.testing.assert_array_equal(stored[f"{name}.weight"], linear.weight.values.T)
+    dims = [dim.dim_param or dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim]
+    assert dims == ["batch", 3, 32, 32]
+
+
+def test_onnx_float_model_needs_no_contrib_operators(tmp_path: Path) -> None:
+    onnx_lowering.convert(random_encoder(), {}, tmp_path, 2)
+    model = onnx.load(tmp_path / "model.onnx")
+    onnx.checker.check_model(model, full_check=True)
+    assert [entry.domain for entry in model.opset_import] == [""]
+    assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_value == 2
+
+
+def test_onnx_runtime_runs_the_integer_kernels(tmp_path: Path) -> None:
+    """After its own optimizations the runtime still holds one integer kernel a linear."""
+    encoder, linears = quantized(SHAPE)
+    onnx_lowering.convert(encoder, linears, tmp_path, None)
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    options.log_severity_level = 3
+    onnxruntime.InferenceSession(str(tmp_path / "model.onnx"), options, providers=["CPUExecutionProvider"])
+    counts = Counter(node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node)
+    assert counts["MatMulIntegerToFloat"] == LINEARS
+
+
+@pytest.mark.parametrize("as_convolutions", [True, False])
+def test_openvino_structure(as_convolutions: bool, tmp_path: Path) -> None:
+    encoder, linears = quantized(SHAPE)
+    openvino_lowering.convert(encoder, linears, tmp_path, None, as_convolutions=as_convolutions)
+    assert {path.name for path in tmp_path.iterdir()} == {"model.xml", "model.bin"}
+    model = openvino.Core().read_model(tmp_path / "model.xml")
+    operations = Counter(operation.get_type_name() for operation in model.get_ordered_ops())
+    assert operations["FakeQuantize"] == LINEARS
+    assert operations["Convolution"] == (LINEARS if as_convolutions else 1)
+    assert operations["MatMul"] == 2 * 2 + (0 if as_convolutions else LINEARS - 1)
+    integers = [
+        operation
+        for operation in model.get_ordered_ops()
+        if operation.get_type_name() == "Constant" and operation.get_element_type() == openvino.Type.i8
+    ]
+    assert len(integers) == LINEARS
+    assert model.inputs[0].partial_shape.to_string() == "[?,3,32,32]"
+
+
+@pytest.mark.parametrize("as_convolutions", [True, False])
+def test_openvino_runs_integer_kernels(as_convolutions: bool, tmp_path: Path) -> None:
+    """The compiled graph computes every linear from u8 inputs: none fell back to float."""
+    encoder, linears = quantized(SHAPE)
+    openvino_lowering.convert(encoder, linears, tmp_path, 1, as_convolutions=as_convolutions)
+    nodes = compiled(tmp_path).get_runtime_model().get_ordered_ops()
+    kinds = ("Convolution", "MatMul", "FullyConnected")
+    runs = [node.get_rt_info() for node in nodes if node.get_rt_info()["layerType"].value in kinds]
+    integer = [info for info in runs if info["runtimePrecision"].value in ("u8", "i8")]
+    assert len(integer) == LINEARS, [(info["layerType"].value, info["runtimePrecision"].value) for info in runs]
+
+
+@pytest.mark.parametrize("lowering", [onnx_lowering, openvino_lowering])
+def test_dynamic_input_is_refused_where_it_has_no_kernel(lowering: Any, tmp_path: Path) -> None:
+    encoder, linears = quantized(SHAPE)
+    dynamic = {name: QuantizedLinear(linear.weight, None) for name, linear in linears.items()}
+    with pytest.raises(PlanError, match="need a static input quantization, found dynamic"):
+        lowering.convert(encoder, dynamic, tmp_path, None)
+
+
+def test_linear_that_the_plan_keeps_float_stays_float(tmp_path: Path) -> None:
+    encoder, linears = quantized(SHAPE)
+    del linears["layers.1.mlp.fc2"]
+    onnx_lowering.convert(encoder, linears, tmp_path, None)
+    openvino_lowering.convert(encoder, linears, tmp_path, None, as_convolutions=True)
+    counts = Counter(node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node)
+    assert counts["MatMulIntegerToFloat"] == LINEARS - 1
+    pixels = random_pixels(seed=5)
+    predicted = forward(encoder, pixels, fake_quantized_linear(encoder, linears))["last_hidden_state"]
+    for outputs in (run_onnx(tmp_path, pixels), run_openvino(tmp_path, pixels)):
+        assert sqnr_db(predicted, outputs["last_hidden_state"]) > 25

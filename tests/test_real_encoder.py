@@ -1,0 +1,65 @@
+"""The numbers of the README's table: a real pretrained encoder, real photographs, all 400 of them.
+
+Two minutes; accuracy and size only, since speed is measured by `vitedge bench`. The floors are the project's promise; the
+ceilings catch an improvement that nobody can explain.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ai_edge_litert.interpreter import Interpreter as LiteRtInterpreter
+from typer.testing import CliRunner
+
+from tests.tiny import PHOTOGRAPHS, REAL_ENCODER, needs_shared
+from vitedge.calibration.images import batches, scan
+from vitedge.cli import app
+from vitedge.runtimes.manifest import load_manifest
+
+# SQNR of last_hidden_state in dB, mean and worst cosine of the class token.
+FLOORS = {"onnx": (22.5, 0.997, 0.99), "openvino": (22.0, 0.997, 0.99), "tflite": (29.0, 0.999, 0.997)}
+CEILING_ABOVE_FLOOR_DB = 5.0
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("real") / "out"
+    arguments = ["build", REAL_ENCODER, "--images", PHOTOGRAPHS / "calibration", "--eval", PHOTOGRAPHS / "evaluation"]
+    arguments += ["--out", out, "--bench-seconds", "0", "--keep-fp32", "--min-cosine", "0.997"]
+    cache = {"VITEDGE_CACHE": str(tmp_path_factory.mktemp("cache"))}
+    result = CliRunner(env=cache).invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == 0, result.output
+    return out
+
+
+@needs_shared
+@pytest.mark.parametrize("runtime", FLOORS)
+def test_real_encoder_keeps_its_floors(built: Path, runtime: str) -> None:
+    report = json.loads((built / "report.json").read_text())
+    assert (report["calibration"]["images"], report["evaluation"]["images"]) == (100, 400)
+    found = report["accuracy"][runtime]["outputs"]["last_hidden_state"]
+    sqnr_db, mean, worst = FLOORS[runtime]
+    assert sqnr_db <= found["sqnr_db"] <= sqnr_db + CEILING_ABOVE_FLOOR_DB
+    assert found["cosine_mean"] >= mean
+    assert found["cosine_worst"] >= worst
+    assert report["export_max_abs_error"][runtime] <= 1e-3
+    sizes = [load_manifest(folder / runtime).size_bytes for folder in (built, built / "fp32")]
+    assert sizes[0] <= 0.28 * sizes[1]
+    assert load_manifest(built / runtime).operations.integer_share > 0.9
+
+
+@needs_shared
+def test_tensorflows_own_interpreter_gives_the_same(built: Path) -> None:
+    """Kernels differ between the two packages' versions of XNNPACK at most in how they round sums."""
+    import tensorflow as tf
+
+    images = scan(PHOTOGRAPHS / "evaluation", 4)
+    pixels = next(batches(images, load_manifest(built / "tflite").preprocessing, 4)).transpose(0, 2, 3, 1)
+    model = str(built / "tflite" / "model.tflite")
+    outputs = []
+    for interpreter in (tf.lite.Interpreter(model), LiteRtInterpreter(model)):
+        runner = interpreter.get_signature_runner("serving_default")
+        outputs.append(np.concatenate([runner(pixel_values=image[None])["last_hidden_state"] for image in pixels]))
+    noise = np.square(outputs[0] - outputs[1]).sum()
+    assert 10 * np.log10(np.square(outputs[0]).sum() / max(noise, 1e-30)) > 40
