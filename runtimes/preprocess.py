@@ -40,12 +40,17 @@ def _sinc(x: float) -> float:
     return math.sin(math.pi * x) / (math.pi * x) if x else 1.0
 
 
+def _hamming(x: float) -> float:
+    a, b = float(np.float32(0.54)), float(np.float32(0.46))  # Pillow writes 0.54f and 0.46f: single precision
+    return _sinc(x) * (a + b * math.cos(math.pi * x)) if abs(x) < 1 else 0.0
+
+
 # Filter and its support in source pixels at scale 1, as in Pillow's Resample.c.
 _FILTERS: Mapping[str, tuple[Callable[[float], float], float]] = MappingProxyType(
     {
         "box": (lambda x: 1.0 if -0.5 < x <= 0.5 else 0.0, 0.5),
         "bilinear": (lambda x: max(0.0, 1.0 - abs(x)), 1.0),
-        "hamming": (lambda x: _sinc(x) * (0.54 + 0.46 * math.cos(math.pi * x)) if abs(x) < 1 else 0.0, 1.0),
+        "hamming": (_hamming, 1.0),
         "bicubic": (_bicubic, 2.0),
         "lanczos": (lambda x: _sinc(x) * _sinc(x / 3) if -3 <= x < 3 else 0.0, 3.0),
     }

@@ -1,6 +1,6 @@
 """The numbers of the README's table: a real pretrained encoder, real photographs, all 400 of them.
 
-Two minutes; accuracy and size only, since speed is measured by `vitedge bench`. The floors are the project's promise; the
+Two minutes; accuracy and size only, as speed is measured by `vitedge bench`. The floors are the project's promise, the
 ceilings catch an improvement that nobody can explain.
 """
 
@@ -50,6 +50,7 @@ def test_real_encoder_keeps_its_floors(built: Path, runtime: str) -> None:
 
 
 @needs_shared
+@pytest.mark.filterwarnings(r"ignore:[\s\S]*tf.lite.Interpreter is deprecated:UserWarning")  # in favor of LiteRT
 def test_tensorflows_own_interpreter_gives_the_same(built: Path) -> None:
     """Kernels differ between the two packages' versions of XNNPACK at most in how they round sums."""
     import tensorflow as tf

@@ -118,6 +118,7 @@ SIDES = st.integers(1, 400)
 @example(source=(400, 1), target=(1, 400), resample="bilinear", seed=0, spread=256)
 @example(source=(400, 400), target=(100, 250), resample="bicubic", seed=0, spread=256)
 @example(source=(400, 400), target=(250, 100), resample="bicubic", seed=0, spread=256)
+@example(source=(2, 13), target=(372, 4), resample="hamming", seed=0, spread=2)  # its constants are float32
 @example(source=(17, 23), target=(17, 23), resample="lanczos", seed=0, spread=256)
 def test_resize_is_pillows_to_the_bit(
     source: tuple[int, int], target: tuple[int, int], resample: str, seed: int, spread: int
