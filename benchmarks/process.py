@@ -61,10 +61,11 @@ class Worker:
 
     def _ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
         # A process that is gone cannot be written to; _reply then says why it went.
-        with suppress(BrokenPipeError):
-            assert self._process.stdin is not None
-            self._process.stdin.write(json.dumps(request) + "\n")
-            self._process.stdin.flush()
+        if self._process.poll() is None:
+            with suppress(BrokenPipeError):
+                assert self._process.stdin is not None
+                self._process.stdin.write(json.dumps(request) + "\n")
+                self._process.stdin.flush()
         return self._reply()
 
     def _reply(self) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 The data: 1797 handwritten digits of 8×8 pixels in 17 grays (UCI "Optical Recognition of Handwritten Digits", test part,
 as `sklearn.datasets.load_digits` ships it). Each is enlarged to a 32×32 PNG, so that the demo reads files as it would
-read a user's. A fifth is the test split, all of which ships as the evaluation images; 64 training images ship for
+read a user's. A fifth is the test split, all of which ships as the evaluation images; 70 training images ship for
 calibration. Copies by content across the splits are dropped from the training side.
 
 The model: a `ViTForImageClassification` of 6 layers of width 80 on 8×8 patches, under 2 MB in float32. Small shifts of
@@ -29,7 +29,8 @@ from transformers import ViTConfig, ViTForImageClassification
 from vitedge.calibration.images import batches, scan
 from vitedge.runtimes.preprocess import Preprocessing
 
-SIDE, CALIBRATION_IMAGES, FLOOR = 32, 64, 0.95
+SIDE, CALIBRATION_PER_DIGIT, FLOOR = 32, 7, 0.95
+CALIBRATION_IMAGES = 10 * CALIBRATION_PER_DIGIT
 CONTRACT = Preprocessing(SIDE, SIDE, "bilinear", 1 / 255, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 CONFIG = ViTConfig(
     image_size=SIDE,
@@ -120,7 +121,7 @@ def main() -> None:
     for part in ("model", "images"):
         shutil.rmtree(arguments.out / part, ignore_errors=True)
     write_images(arguments.out / "images" / "evaluation", test_images, test_labels)
-    chosen = np.concatenate([np.flatnonzero(train_labels == digit)[:7] for digit in range(10)])[:CALIBRATION_IMAGES]
+    chosen = np.concatenate([np.flatnonzero(train_labels == digit)[:CALIBRATION_PER_DIGIT] for digit in range(10)])
     write_images(arguments.out / "images" / "calibration", train_images[chosen], train_labels[chosen])
     model.save_pretrained(arguments.out / "model")
     contract = {"do_resize": True, "size": {"height": SIDE, "width": SIDE}, "resample": 2, "do_rescale": True}

@@ -96,10 +96,12 @@ class Comparison:
             int8: Outputs of the artifact.
 
         Raises:
-            AccuracyError: An output is missing or superfluous, misshapen, or not finite.
+            AccuracyError: No images, or an output is missing or superfluous, misshapen, or not finite.
         """
         if fp32.keys() != int8.keys():
             raise AccuracyError(f"outputs differ: FP32 has {sorted(fp32)}, the artifact {sorted(int8)}")
+        if not names:
+            raise AccuracyError("no images to judge on: a batch is empty")
         if "last_hidden_state" not in fp32:
             raise AccuracyError(f"expected an output last_hidden_state, found {sorted(fp32)}")
         for output in fp32:

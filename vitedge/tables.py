@@ -1,6 +1,7 @@
 """What results look like in a terminal."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console as RichConsole
@@ -129,7 +130,8 @@ def _title(report: Mapping[str, Any]) -> str:
     evaluation = report["evaluation"]
     judged = f", judged on {evaluation['images']}" if evaluation else ""
     calibrated = f"calibrated on {report['calibration']['images']} images"
-    return f"{report['source']['source']}: target {report['target']}, {calibrated}{judged}"
+    source = Path(report["source"]["source"])
+    return f"{source.name if source.is_absolute() else source}: target {report['target']}, {calibrated}{judged}"
 
 
 def _rows(result: Any, runtime: str) -> dict[str, str]:

@@ -113,7 +113,23 @@ def test_gate_without_images_to_judge_on_is_an_error(site: Site, tmp_path: Path)
     result = site.vitedge("build", site.model, *options, "--min-cosine", "0.5")
     assert result.exit_code == 2
     assert "pass --eval DIR" in result.stderr
+    assert "Rounding" not in result.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_drop_gate_without_labels_is_an_error_before_any_work(site: Site, tmp_path: Path) -> None:
+    unlabelled = save_images(tmp_path / "unlabelled", 10, seed=5)
+    result = site.build(tmp_path / "out", "--eval", unlabelled, "--max-drop", "1%")
+    assert result.exit_code == 2
+    assert "--max-drop needs labelled images" in result.stderr
+    assert "Rounding" not in result.stderr
+
+
+def test_gate_on_random_weights_is_an_error(site: Site, tmp_path: Path) -> None:
+    options = ("--random-weights", "vit-tiny-patch16-224", "--image-size", "32", "--min-cosine", "0.9")
+    result = site.vitedge("build", *options, "--out", tmp_path / "out")
+    assert result.exit_code == 2
+    assert "no accuracy that a gate could judge" in result.stderr
 
 
 def test_images_not_calibrated_on_are_held_out_to_judge(site: Site, tmp_path: Path) -> None:

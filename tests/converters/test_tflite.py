@@ -10,6 +10,7 @@ import pytest
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
+from tests.tiny import random_encoder
 from vitedge.converters import tflite, tflite_file
 from vitedge.converters.tflite_file import INT8_WEIGHTS, count_operators
 from vitedge.quantization.encoder import ACTIVATIONS, Encoder, EncoderShape, FloatArray, float_linear, forward
@@ -39,17 +40,6 @@ SHAPES = {
     "one head": replace(PLAIN, heads=1, layers=1),
     **{activation: replace(PLAIN, activation=activation) for activation in ACTIVATIONS},
 }
-
-
-def random_encoder(shape: EncoderShape) -> Encoder:
-    generator = np.random.default_rng(0)
-
-    def tensor(name: str, dims: tuple[int, ...]) -> FloatArray:
-        spread = dims[-1] ** -0.5 if len(dims) == 2 else 0.2
-        center = 1.0 if name.endswith(".weight") and len(dims) == 1 else 0.0
-        return (center + spread * generator.standard_normal(dims)).astype(np.float32)
-
-    return Encoder(shape, {name: tensor(name, dims) for name, dims in shape.tensor_shapes.items()})
 
 
 def integer_linears(encoder: Encoder) -> dict[str, QuantizedLinear]:

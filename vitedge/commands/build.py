@@ -102,6 +102,7 @@ def build(request: BuildRequest, console: Console) -> BuildResult:
     with clock("load"), console.step("Loading the checkpoint"):
         checkpoint = _load(request)
     calibration, evaluation = _image_sets(request, console)
+    _refuse_blind_gates(request, evaluation)
     with clock("calibrate"):
         statistics = _statistics(checkpoint, calibration, console)
     with replacing_folder(request.out) as new:
@@ -182,6 +183,18 @@ def _image_sets(request: BuildRequest, console: Console) -> tuple[ImageSet, Imag
     if warning := too_few_warning(calibration):
         console.warn(warning)
     return calibration, evaluation
+
+
+def _refuse_blind_gates(request: BuildRequest, evaluation: ImageSet | None) -> None:
+    """A gate that nothing could trip is refused before any work is done."""
+    if not request.gates.any:
+        return
+    if request.random_weights:
+        raise PlanError("--random-weights: there is no accuracy that a gate could judge; leave the gates out")
+    if evaluation is None:
+        raise PlanError("--max-drop, --min-cosine and --min-sqnr need images to judge on: pass --eval DIR")
+    if request.gates.max_drop is not None and not evaluation.labels:
+        raise PlanError(f"--max-drop needs labelled images: expected a sub-folder per class in {evaluation.folder}")
 
 
 def _statistics(checkpoint: Checkpoint, images: ImageSet, console: Console) -> Mapping[str, InputStatistics]:
@@ -272,8 +285,6 @@ def _convert(
 def _failures(accuracy: Mapping[str, AccuracyReport], request: BuildRequest) -> tuple[str, ...]:
     if request.random_weights:
         return ()
-    if not accuracy and request.gates.any:
-        raise PlanError("--max-drop and --min-cosine need images to judge on: pass --eval DIR")
     return tuple(f"{name}: {failure}" for name, report in accuracy.items() for failure in check(report, request.gates))
 
 
