@@ -28,7 +28,7 @@ def build_table(result: Any) -> RenderableType:
     table.add_column("")
     manifests: Mapping[str, Manifest] = result.manifests
     for runtime in manifests:
-        table.add_column(_NAMES[runtime], justify="right")
+        table.add_column(_NAMES[runtime], justify="right", overflow="fold")
     columns = {runtime: _rows(result, runtime) for runtime in manifests}
     for label in next(iter(columns.values())):
         table.add_row(label, *(columns[runtime].get(label, "") for runtime in manifests))

@@ -54,5 +54,5 @@ def _cpu_verdict(manifest: Manifest) -> str:
     if manifest.target == "vnni" and not vnni:
         return "this CPU has no VNNI: 8-bit weights can saturate here and give wrong features; build for avx2"
     if manifest.target == "avx2" and vnni:
-        return "exact on this CPU; it has VNNI, so --target vnni would be more accurate at no cost"
+        return "exact on this CPU; it has VNNI, so that --target vnni could use all 8 weight bits"
     return "exact on this CPU"
