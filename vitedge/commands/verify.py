@@ -36,7 +36,8 @@ def judge(
     done = 0
     with console.bar("Comparing with PyTorch FP32", len(images.paths)) as advance:
         for pixel_values in batches(images, checkpoint.preprocessing, _BATCH):
-            names = [str(path) for path in images.paths[done : done + len(pixel_values)]]
+            paths = images.paths[done : done + len(pixel_values)]
+            names = [path.relative_to(images.folder).as_posix() for path in paths]
             expected = reference(pixel_values)
             for name, encoder in encoders.items():
                 comparisons[name].add(names, expected, encoder(pixel_values))
