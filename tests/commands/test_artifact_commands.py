@@ -100,7 +100,7 @@ def test_run_names_classes_and_saves_outputs(site: Site, built: Path, tmp_path: 
         assert sum(c["probability"] for c in entry["classes"]) == pytest.approx(1)
     with np.load(saved) as arrays:
         assert set(arrays) == {"images", "last_hidden_state", "logits"}
-        assert arrays["last_hidden_state"].shape == (2, 17, 24)
+        assert arrays["last_hidden_state"].shape == (2, 17, 48)
     assert "LABEL_" in site.vitedge("run", built / runtime, images[0]).stdout
 
 
@@ -157,9 +157,9 @@ def test_inspect_lists_what_is_integer(site: Site, built: Path) -> None:
         assert "layers.1.mlp.fc2" in item["operations"]["integer"]
         assert "patch_embedding" in item["operations"]["integer"]
         assert "softmax, LayerNorm, GELU, residual adds" in item["operations"]["floating"]
-        # Per layer and 17 tokens: qkv, output, fc1 and fc2; then patches and classifier. Attention: 2 · 17² · 24.
-        linears = 2 * 17 * (24 * 72 + 24 * 24 + 2 * 24 * 48) + 16 * 192 * 24 + CLASSES * 24
-        assert item["integer_macs_share"] == pytest.approx(linears / (linears + 2 * 2 * 17 * 17 * 24))
+        # Per layer and 17 tokens: qkv, output, fc1 and fc2; then patches and classifier. Attention: 2 · 17² · 48.
+        linears = 2 * 17 * (48 * 144 + 48 * 48 + 2 * 48 * 96) + 16 * 192 * 48 + CLASSES * 48
+        assert item["integer_macs_share"] == pytest.approx(linears / (linears + 2 * 2 * 17 * 17 * 48))
     assert found["onnx"]["minimum_runtime"] == "1.17"
     table = site.vitedge("inspect", built / "onnx").stdout
     assert "1.17 or later" in table

@@ -297,7 +297,7 @@ def test_artifact_answers_as_the_wrapper_promises(built: Path, site: Site) -> No
     outputs = [load_encoder(built / runtime).encode(images) for runtime in FILES]
     for found in outputs:
         assert {name: array.shape for name, array in found.items()} == {
-            "last_hidden_state": (3, 17, 24),
+            "last_hidden_state": (3, 17, 48),
             "logits": (3, CLASSES),
         }
         np.testing.assert_array_equal(found["logits"].argmax(1), outputs[0]["logits"].argmax(1))

