@@ -20,7 +20,8 @@ from typing import Any
 import vitedge
 from vitedge.converters.checkpoint import Checkpoint
 from vitedge.quantization.encoder import EncoderShape
-from vitedge.quantization.plan import Plan
+from vitedge.quantization.plan import Plan, QuantizedLinear
+from vitedge.quantization.saturation import certify_artifact
 from vitedge.runtimes.errors import OutputError, VitedgeError
 from vitedge.runtimes.manifest import FileRecord, Manifest, Operations, TensorRecord, sha256_of
 
@@ -28,8 +29,8 @@ REPORT_FILE, REPORT_FORMAT = "report.json", "vitedge-report/1"
 _NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS)
 _PROBE_BYTES = 1 << 20
 _TOOLS = ("torch", "transformers", "onnx", "onnxruntime", "openvino", "ai-edge-litert", "numpy")
-# What the integers of a target assume of the CPU. 7-bit weights assume nothing: they are exact on every CPU.
-_INSTRUCTION_SETS = {"avx2": ("any",), "vnni": ("avx512_vnni or avx_vnni",), "arm64": ("asimd",)}
+# What integers that can saturate assume of the CPU; those that are proven safe assume nothing.
+_EXACT_WITH = ("avx512_vnni", "avx_vnni", "asimd")
 
 
 @contextmanager
@@ -96,12 +97,13 @@ def build_manifest(
     minimum_runtime: str,
     checkpoint: Checkpoint,
     plan: Plan,
-    integer: tuple[str, ...],
+    linears: Mapping[str, QuantizedLinear],
     batch: int | None,
     calibration: Mapping[str, Any],
 ) -> Manifest:
-    """The manifest of freshly converted model files; `integer` are the names of the integer linears."""
-    shape = checkpoint.encoder.shape
+    """The manifest of freshly converted model files; `linears` are those that became integer."""
+    shape, integer = checkpoint.encoder.shape, tuple(linears)
+    saturation = certify_artifact(linears, shape, runtime)
     layout = "NHWC" if runtime == "tflite" else "NCHW"
     sizes = {"N": batch or "batch", "C": shape.channels, "H": shape.image_height, "W": shape.image_width}
     if runtime == "tflite":
@@ -115,7 +117,7 @@ def build_manifest(
         runtime=runtime,
         precision="int8" if integer else "fp32",
         target=plan.target,
-        instruction_sets=_INSTRUCTION_SETS[plan.target] if integer else ("any",),
+        instruction_sets=("any",) if saturation.proven_safe else _EXACT_WITH,
         minimum_runtime=minimum_runtime,
         files=records,
         inputs=(TensorRecord("pixel_values", "float32", tuple(sizes[letter] for letter in layout), layout),),
@@ -123,6 +125,7 @@ def build_manifest(
         preprocessing=checkpoint.preprocessing,
         labels=checkpoint.labels,
         operations=_operations(shape, plan, integer),
+        saturation=saturation,
         source=asdict(checkpoint.origin),
         calibration=calibration,
         plan_digest=plan.digest(),

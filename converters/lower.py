@@ -59,7 +59,7 @@ def lower(
         minimum_runtime=module.MINIMUM_RUNTIME,
         checkpoint=checkpoint,
         plan=plan,
-        integer=tuple(linears),
+        linears=linears,
         batch=batch,
         calibration=calibration,
     )

@@ -26,6 +26,7 @@ Which inputs lie side by side is the kernel's choice. `pairings` knows it, by me
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,22 +34,18 @@ from numpy.typing import NDArray
 from vitedge.quantization.encoder import EncoderShape
 from vitedge.quantization.plan import QuantizedLinear
 from vitedge.runtimes.errors import PlanError
+from vitedge.runtimes.saturation import Saturation, UnsafeLinear, UnsafePair
 
 # Which input columns are added in 16 bits: int64 [pairs, 2]. Within one pairing each column occurs at most once.
 Pairing = NDArray[np.int64]
 
 PAIR_SUM_LIMIT = 128  # 255 · 128 = 32640 fits into 16 bits, 255 · 129 = 32895 does not
 WORST_KEPT = 5
+# Runtimes whose kernels never add products in 16 bits, and why.
+_WIDENING: Mapping[str, str] = MappingProxyType(
+    {"tflite": "XNNPACK widens the bytes to 16 bits before it multiplies, and adds in 32"}
+)
 _INT16 = np.iinfo(np.int16)
-
-
-@dataclass(frozen=True)
-class UnsafePair:
-    """Two weights of one output whose 16-bit sum can exceed the range of int16, by at most `excess`."""
-
-    output: int
-    inputs: tuple[int, int]
-    excess: int
 
 
 @dataclass(frozen=True)
@@ -82,7 +79,7 @@ def pairings(name: str, shape: EncoderShape, runtime: str | None = None) -> tupl
     """
     if name not in shape.linears:
         raise PlanError(f"{name}: expected a linear of the encoder, found none of that name")
-    if runtime == "tflite":
+    if runtime in _WIDENING:
         return ()
     adjacent = _side_by_side(np.arange(shape.tensor_shapes[f"{name}.weight"][1]))
     if name != "patch_embedding" or runtime == "onnx":
@@ -116,11 +113,19 @@ def certify(values: NDArray[np.int8], pairings: Sequence[Pairing]) -> Certificat
     return Certificate(sums.size, len(excess), int(excess.max(initial=0)), worst)
 
 
-def certify_linears(
-    linears: Mapping[str, QuantizedLinear], shape: EncoderShape, runtime: str
-) -> Mapping[str, Certificate]:
-    """The certificate of every integer linear of an artifact, by name."""
-    return {name: certify(linear.weight.values, pairings(name, shape, runtime)) for name, linear in linears.items()}
+def certify_artifact(linears: Mapping[str, QuantizedLinear], shape: EncoderShape, runtime: str) -> Saturation:
+    """What the manifest of an artifact with these integer linears says; none of them is an FP32 model."""
+    if not linears or runtime in _WIDENING:
+        return Saturation(True, _WIDENING[runtime] if linears else "nothing is integer", len(linears), 0, {})
+    certificates = {
+        name: certify(linear.weight.values, pairings(name, shape, runtime)) for name, linear in linears.items()
+    }
+    unsafe = {
+        name: UnsafeLinear(found.unsafe_pairs, found.max_excess, found.worst)
+        for name, found in certificates.items()
+        if not found.proven_safe
+    }
+    return Saturation(not unsafe, None, len(linears), sum(found.pairs for found in certificates.values()), unsafe)
 
 
 def _convolved_patch(shape: EncoderShape) -> tuple[Pairing, ...]:

@@ -13,8 +13,9 @@ from typing import Any, TypeVar
 
 from vitedge.runtimes.errors import ArtifactError
 from vitedge.runtimes.preprocess import Preprocessing
+from vitedge.runtimes.saturation import Saturation, UnsafeLinear, UnsafePair
 
-FORMAT = "vitedge-artifact/1"
+FORMAT = "vitedge-artifact/2"
 MANIFEST_FILE = "manifest.json"
 RUNTIMES = ("onnx", "openvino", "tflite")
 _MAX_MANIFEST_BYTES = 16 << 20
@@ -66,6 +67,7 @@ class Operations:
 class Manifest:
     """The contents of `manifest.json`.
 
+    The artifact is exact on CPUs with one of the `instruction_sets`; `any` where `saturation` proves it for all.
     `source` names the checkpoint (source, revision, digest, random_weights); `calibration` the images it was
     calibrated on; `tools` the versions that made it. `accuracy` and `latency` are what was measured, with the machine.
     """
@@ -81,6 +83,7 @@ class Manifest:
     preprocessing: Preprocessing
     labels: tuple[str, ...]
     operations: Operations
+    saturation: Saturation
     source: Mapping[str, Any]
     calibration: Mapping[str, Any]
     plan_digest: str
@@ -200,6 +203,7 @@ def _parse(document: Any) -> Manifest:
             integer_macs=_count(operations["integer_macs"]),
             total_macs=_count(operations["total_macs"]),
         ),
+        saturation=_saturation(document["saturation"]),
         source=_mapping(document["source"]),
         calibration=_mapping(document["calibration"]),
         plan_digest=_text(document["plan_digest"]),
@@ -246,6 +250,32 @@ def _tensor(entry: Any) -> TensorRecord:
         None if scale is None else float(scale),
         None if zero_point is None else int(zero_point),
     )
+
+
+def _saturation(entry: Any) -> Saturation:
+    reason = entry["not_applicable"]
+    found = Saturation(
+        proven_safe=entry["proven_safe"],
+        not_applicable=None if reason is None else _text(reason),
+        linears=_count(entry["linears"]),
+        pairs=_count(entry["pairs"]),
+        unsafe={
+            _text(name): UnsafeLinear(
+                _count(linear["pairs"]), _count(linear["max_excess"]), _many(linear["worst"], _unsafe_pair)
+            )
+            for name, linear in entry["unsafe"].items()
+        },
+    )
+    if found.proven_safe is not (not found.unsafe):
+        raise ArtifactError(
+            f"saturation: proven_safe is {found.proven_safe!r}, but {len(found.unsafe)} linears are listed as unsafe"
+        )
+    return found
+
+
+def _unsafe_pair(entry: Any) -> UnsafePair:
+    first, second = _many(entry["inputs"], _count)
+    return UnsafePair(_count(entry["output"]), (first, second), _count(entry["excess"]))
 
 
 def _many(value: Any, parse: Callable[[Any], T]) -> tuple[T, ...]:

@@ -9,8 +9,10 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 
 from vitedge.runtimes.manifest import Manifest
+from vitedge.runtimes.saturation import Saturation
 
 _WIDTH = 112
+_UNSAFE_NAMED = 5
 _NAMES = {"onnx": "ONNX", "openvino": "OpenVINO", "tflite": "TFLite"}
 
 
@@ -120,10 +122,22 @@ def inspect_table(item: Any) -> RenderableType:
     table.add_row("", ", ".join(_folded(operations.integer)))
     for name, reason in operations.floating.items():
         table.add_row("float", f"{name}: {reason}")
+    table.add_row("saturation", _saturation(manifest.saturation))
     for verdict in item.fits:
         table.add_row("here", verdict)
     table.add_row("files", "match the manifest")
     return table
+
+
+def _saturation(saturation: Saturation) -> str:
+    if saturation.not_applicable is not None:
+        return f"not applicable: {saturation.not_applicable}"
+    if saturation.proven_safe:
+        return f"proven safe on every CPU ({saturation.linears} linears, {saturation.pairs:,} pairs)"
+    worst_first = sorted(saturation.unsafe.items(), key=lambda item: -item[1].max_excess)
+    named = [f"{name} ({found.pairs:,} pairs, by up to {found.max_excess:,})" for name, found in worst_first]
+    more = [f"and {len(named) - _UNSAFE_NAMED} more"] if len(named) > _UNSAFE_NAMED else []
+    return f"can saturate on x86 CPUs without VNNI: {', '.join(named[:_UNSAFE_NAMED] + more)}"
 
 
 def _title(report: Mapping[str, Any]) -> str:

@@ -28,6 +28,7 @@ from vitedge.benchmarks.process import running, worker_command
 from vitedge.runtimes.errors import ArtifactError
 from vitedge.runtimes.manifest import FileRecord, Manifest, Operations, TensorRecord, sha256_of
 from vitedge.runtimes.preprocess import Preprocessing
+from vitedge.runtimes.saturation import Saturation
 
 
 class Clock:
@@ -282,6 +283,7 @@ def save_artifact(folder: Path, precision: str) -> Path:
         preprocessing=Preprocessing(8, 8, "bilinear", 1 / 255, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
         labels=(),
         operations=Operations((), {}, 0, 1),
+        saturation=Saturation(True, "nothing is integer", 0, 0, {}),
         source={},
         calibration={},
         plan_digest="",

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,14 @@ import pytest
 
 from tests.commands.conftest import CLASSES, Site, report_of
 from tests.tiny import save_checkpoint
+from vitedge.benchmarks.machine import describe_machine
+from vitedge.commands.inspect import cpu_verdict
 from vitedge.runtimes.manifest import load_manifest
+from vitedge.runtimes.saturation import Saturation, UnsafeLinear, UnsafePair
 
 RUNTIMES = ("onnx", "openvino", "tflite")
+WIDER = "it has VNNI, so that --target vnni could use all 8 weight bits"
+WRONG = "1 of 10 linears can saturate here and give wrong features; build for avx2"
 
 
 def damaged(built: Path, copy: Path, runtime: str = "onnx") -> Path:
@@ -164,6 +170,53 @@ def test_inspect_lists_what_is_integer(site: Site, built: Path) -> None:
     table = site.vitedge("inspect", built / "onnx").stdout
     assert "1.17 or later" in table
     assert "match the manifest" in table
+
+
+def test_inspect_shows_the_saturation_certificate(site: Site, built: Path, tmp_path: Path) -> None:
+    """7-bit weights are proven safe; the same model with 8-bit weights names what can saturate, and where."""
+    linears = 2 * (48 * 144 + 48 * 48 + 2 * 48 * 96) + 48 * 192 + CLASSES * 48
+    safe = site.vitedge("inspect", built / "onnx").stdout
+    assert f"proven safe on every CPU (10 linears, {linears // 2:,} pairs)" in " ".join(safe.split())
+    assert "not applicable: XNNPACK widens" in " ".join(site.vitedge("inspect", built / "tflite").stdout.split())
+    wide = tmp_path / "wide"
+    assert site.build(wide, "--target", "vnni", "--runtime", "onnx").exit_code == 0
+    (found,) = json.loads(site.vitedge("inspect", wide / "onnx", "--json").stdout)["artifacts"]
+    assert found["saturation"]["proven_safe"] is False
+    assert found["instruction_sets"] == ["avx512_vnni", "avx_vnni", "asimd"]
+    name, unsafe = max(found["saturation"]["unsafe"].items(), key=lambda item: item[1]["max_excess"])
+    assert unsafe["worst"][0]["excess"] == unsafe["max_excess"]
+    table = " ".join(site.vitedge("inspect", wide / "onnx").stdout.split())
+    assert "can saturate on x86 CPUs without VNNI:" in table
+    assert f"{name} ({unsafe['pairs']:,} pairs, by up to {unsafe['max_excess']:,})" in table
+
+
+@pytest.mark.parametrize(
+    ("target", "safe", "flags", "verdict"),
+    [
+        ("avx2", True, ("avx2",), "exact on this CPU"),
+        ("avx2", True, ("avx2", "avx_vnni"), f"exact on this CPU; {WIDER}"),
+        ("vnni", True, ("avx2",), "exact on this CPU"),
+        ("vnni", True, ("avx2", "avx512_vnni"), "exact on this CPU"),
+        ("vnni", False, ("avx2", "avx512_vnni"), "exact on this CPU; not on x86 CPUs without VNNI"),
+        ("arm64", False, ("asimd",), "exact on this CPU; not on x86 CPUs without VNNI"),
+        ("vnni", False, ("avx2",), f"this CPU has no VNNI: {WRONG}"),
+        ("arm64", False, ("avx2",), f"this CPU has no VNNI: {WRONG}"),
+        ("vnni", False, (), f"this CPU reports no instruction sets; if it has no VNNI: {WRONG}"),
+    ],
+)
+def test_verdict_on_a_cpu_is_the_certificates(
+    built: Path, target: str, safe: bool, flags: tuple[str, ...], verdict: str
+) -> None:
+    unsafe = {} if safe else {"layers.0.mlp.fc1": UnsafeLinear(1, 8225, (UnsafePair(0, (0, 1), 8225),))}
+    manifest = replace(
+        load_manifest(built / "onnx"), target=target, saturation=Saturation(safe, None, 10, 3456, unsafe)
+    )
+    assert cpu_verdict(manifest, replace(describe_machine(), isa_flags=flags)) == verdict
+
+
+def test_verdict_where_nothing_can_saturate(built: Path) -> None:
+    for manifest in (load_manifest(built / "tflite"), load_manifest(built / "fp32" / "onnx")):
+        assert cpu_verdict(manifest, replace(describe_machine(), isa_flags=("avx2",))) == "runs on any CPU"
 
 
 def test_help_teaches_by_example(site: Site) -> None:

@@ -15,12 +15,12 @@ from vitedge.quantization.saturation import (
     WORST_KEPT,
     Certificate,
     Pairing,
-    UnsafePair,
     certify,
-    certify_linears,
+    certify_artifact,
     pairings,
 )
 from vitedge.runtimes.errors import PlanError
+from vitedge.runtimes.saturation import Saturation, UnsafeLinear, UnsafePair
 
 GRAY = replace(SHAPE, channels=1, patch_height=3, patch_width=4, image_height=12, image_width=12)
 BYTES = np.array([0, 255, 1, 254, 128, 127, 17], np.int32)
@@ -139,7 +139,16 @@ def test_linears_of_a_runtime_are_certified_by_its_own_pairs() -> None:
     values[3, [5, 64 + 5]] = 100
     weight = IntegerWeight(values, np.ones(48, np.float32), np.zeros(48, np.float32))
     linears = {"patch_embedding": QuantizedLinear(weight, None)}
-    assert certify_linears(linears, SHAPE, "onnx")["patch_embedding"].proven_safe
-    assert certify_linears(linears, SHAPE, "tflite")["patch_embedding"] == Certificate(0, 0, 0, ())
-    found = certify_linears(linears, SHAPE, "openvino")["patch_embedding"]
-    assert found.worst == (UnsafePair(3, (5, 69), 255 * 200 - 32767),)
+    pairs = 48 * 96
+    assert certify_artifact(linears, SHAPE, "onnx") == Saturation(True, None, 1, pairs, {})
+    worst = UnsafePair(3, (5, 69), 255 * 200 - 32767)
+    unsafe = {"patch_embedding": UnsafeLinear(1, worst.excess, (worst,))}
+    assert certify_artifact(linears, SHAPE, "openvino") == Saturation(False, None, 1, 48 * 64, unsafe)
+
+
+def test_where_nothing_is_added_in_16_bits_nothing_is_counted() -> None:
+    weight = IntegerWeight(np.full((48, 192), 127, np.int8), np.ones(48, np.float32), np.zeros(48, np.float32))
+    tflite = certify_artifact({"patch_embedding": QuantizedLinear(weight, None)}, SHAPE, "tflite")
+    assert tflite == Saturation(True, tflite.not_applicable, 1, 0, {})
+    assert "widens" in str(tflite.not_applicable)
+    assert certify_artifact({}, SHAPE, "onnx") == Saturation(True, "nothing is integer", 0, 0, {})

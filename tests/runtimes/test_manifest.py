@@ -24,6 +24,7 @@ from vitedge.runtimes.manifest import (
     verify_files,
 )
 from vitedge.runtimes.preprocess import Preprocessing
+from vitedge.runtimes.saturation import Saturation, UnsafeLinear, UnsafePair
 
 MODEL = bytes(range(256)) * 40
 # What a person does about a manifest that cannot be read.
@@ -45,6 +46,9 @@ def example(folder: Path) -> Manifest:
         preprocessing=Preprocessing(32, 32, "bilinear", 1 / 255, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
         labels=("chat", "köter"),
         operations=Operations(("layers.0.mlp.fc1",), {"layers.0.mlp.fc2": "outliers"}, 60, 80),
+        saturation=Saturation(
+            False, None, 1, 3456, {"layers.0.mlp.fc1": UnsafeLinear(2, 8225, (UnsafePair(7, (4, 5), 8225),))}
+        ),
         source={"source": "folder", "digest": "d", "revision": None},
         calibration={"images": 32},
         plan_digest="p",
@@ -135,7 +139,7 @@ def test_refuses_another_document(content: str, folder: Path) -> None:
         load_manifest(folder)
 
 
-@pytest.mark.parametrize("version", ["vitedge-artifact/2", "vitedge-artifact/0", "vitedge-report/1", None, 1])
+@pytest.mark.parametrize("version", ["vitedge-artifact/3", "vitedge-artifact/1", "vitedge-report/1", None, 1])
 def test_refuses_another_format(version: object, folder: Path) -> None:
     rewrite(folder, put("format", value=version))
     with pytest.raises(ArtifactError, match=rf"manifest\.json: expected format {FORMAT}, found {version}{ADVICE}"):
@@ -162,6 +166,9 @@ def test_refuses_a_manifest_that_lacks_a_key(key: str, folder: Path) -> None:
         (("outputs", 0), "shape"),
         (("outputs", 0), "scale"),
         (("operations",), "total_macs"),
+        (("saturation",), "proven_safe"),
+        (("saturation", "unsafe", "layers.0.mlp.fc1"), "worst"),
+        (("saturation", "unsafe", "layers.0.mlp.fc1", "worst", 0), "excess"),
         (("preprocessing",), "std"),
     ],
 )
@@ -225,6 +232,12 @@ def test_a_value_of_another_type_is_refused_or_kept_out(key: str, value: object,
         (put("operations", "total_macs", value=0), "60 of 0 multiply-accumulates"),
         (put("operations", "integer_macs", value=81), "81 of 80 multiply-accumulates"),
         (put("operations", "floating", value=["a"]), "AttributeError"),
+        (put("saturation", "proven_safe", value=True), "proven_safe is True, but 1 linears are listed as unsafe"),
+        (put("saturation", "proven_safe", value=None), "proven_safe is None, but 1"),
+        (put("saturation", "unsafe", value={}), "proven_safe is False, but 0 linears"),
+        (put("saturation", "pairs", value="many"), "expected a number of at least 0, found 'many'"),
+        (put("saturation", "not_applicable", value=3), "expected a string, found 3"),
+        (put("saturation", "unsafe", "layers.0.mlp.fc1", "worst", 0, "inputs", value=[4]), "ValueError"),
         (put("preprocessing", "height", value=0), "size within 4096"),
         (put("preprocessing", "std", value=[0.5, float("nan"), 0.5]), "finite"),
         (put("preprocessing", "mean", value=[10**400] * 3), "OverflowError"),

@@ -4,9 +4,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vitedge.benchmarks.machine import describe_machine
+from vitedge.benchmarks.machine import Machine, describe_machine
 from vitedge.runtimes.encoder import DISTRIBUTIONS, installed_version, is_older
 from vitedge.runtimes.manifest import Manifest, artifact_folders, load_manifest, verify_files
+
+# CPUs with one of these add four products of bytes in 32 bits, or widen first: nothing saturates.
+_VNNI = frozenset({"avx_vnni", "avx512_vnni"})
+_ARM = frozenset({"neon", "asimd"})
 
 
 @dataclass(frozen=True)
@@ -28,11 +32,11 @@ def inspect(artifact: Path) -> tuple[Inspection, ...]:
     Raises:
         ArtifactError: No artifact there, or its files do not match its manifest.
     """
-    found = []
+    found, machine = [], describe_machine()
     for folder in artifact_folders(artifact).values():
         manifest = load_manifest(folder)
         verify_files(manifest, folder)
-        found.append(Inspection(folder, manifest, (_runtime_verdict(manifest), _cpu_verdict(manifest))))
+        found.append(Inspection(folder, manifest, (_runtime_verdict(manifest), cpu_verdict(manifest, machine))))
     return tuple(found)
 
 
@@ -46,13 +50,17 @@ def _runtime_verdict(manifest: Manifest) -> str:
     return f"{distribution} {version} here loads it"
 
 
-def _cpu_verdict(manifest: Manifest) -> str:
-    flags = set(describe_machine().isa_flags)
-    vnni = flags & {"avx_vnni", "avx512_vnni"}
-    if manifest.precision == "fp32" or manifest.runtime == "tflite":
+def cpu_verdict(manifest: Manifest, machine: Machine) -> str:
+    """Whether the artifact is exact on a machine, by its saturation certificate."""
+    saturation, vnni = manifest.saturation, _VNNI & set(machine.isa_flags)
+    if saturation.not_applicable is not None:
         return "runs on any CPU"
-    if manifest.target == "vnni" and not vnni:
-        return "this CPU has no VNNI: 8-bit weights can saturate here and give wrong features; build for avx2"
-    if manifest.target == "avx2" and vnni:
-        return "exact on this CPU; it has VNNI, so that --target vnni could use all 8 weight bits"
-    return "exact on this CPU"
+    if saturation.proven_safe:
+        if manifest.target == "avx2" and vnni:
+            return "exact on this CPU; it has VNNI, so that --target vnni could use all 8 weight bits"
+        return "exact on this CPU"
+    if vnni or _ARM & set(machine.isa_flags):
+        return "exact on this CPU; not on x86 CPUs without VNNI"
+    known = "this CPU has no VNNI" if machine.isa_flags else "this CPU reports no instruction sets; if it has no VNNI"
+    count = f"{len(saturation.unsafe)} of {saturation.linears} linears"
+    return f"{known}: {count} can saturate here and give wrong features; build for avx2"
