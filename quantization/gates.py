@@ -1,10 +1,17 @@
-"""Gates: how much an artifact may lose. A metric that a gate needs and that is not there is an error, never a pass."""
+"""Gates: how much an artifact may lose. A metric that a gate needs and that is not there is an error, never a pass.
+
+The measured value decides (`check`). A gate that asked for proof at 95 % would refuse faultless artifacts for want of
+images: 0.5 % takes 736 of them even if none differs, and so it would get switched off. What passes although the images
+cannot rule out that the limit is exceeded is a warning (`doubts`), and says how many images would do.
+"""
 
 import math
 from dataclasses import dataclass
 from decimal import Decimal
 
-from vitedge.quantization.accuracy import AccuracyReport, Drop
+from vitedge.quantization.accuracy import AccuracyReport
+from vitedge.quantization.intervals import images_to_detect, undetected_share
+from vitedge.quantization.labels import Drop
 from vitedge.runtimes.errors import AccuracyError
 
 
@@ -55,8 +62,51 @@ def check(report: AccuracyReport, gates: Gates) -> tuple[str, ...]:
     if gates.max_drop is not None:
         drop = gated_drop(report)
         if not drop.drop <= gates.max_drop:
-            failures.append(f"{drop.metric} accuracy drops by {drop.drop:.2%}, more than {gates.max_drop:.2%}")
+            failures.append(
+                f"{drop.metric} accuracy drops by {drop.drop:.2%}, more than {gates.max_drop:.2%}"
+                f" (95 % interval {drop.drop_low:.2%} to {drop.drop_high:.2%}, {drop.images} images)"
+            )
     return tuple(failures)
+
+
+def doubts(report: AccuracyReport, gates: Gates) -> tuple[str, ...]:
+    """Gates that the measured values pass, but the number of images cannot vouch for; in words, empty if none.
+
+    Raises:
+        AccuracyError: A gate needs a metric that could not be measured.
+    """
+    found = []
+    for output, accuracy in report.outputs.items():
+        measured = [("mean cosine", accuracy.cosine_mean, accuracy.cosine_mean_interval, gates.min_cosine)]
+        if output == "last_hidden_state":
+            measured.append(("SQNR in dB", accuracy.sqnr_db, accuracy.sqnr_db_interval, gates.min_sqnr_db))
+        for metric, value, interval, limit in measured:
+            if limit is None or value < limit:
+                continue
+            if interval is None:
+                found.append(f"{output}: one image cannot tell how far its {metric} of {value:.5g} is chance")
+            elif interval[0] < limit:
+                found.append(
+                    f"{output}: {metric} {value:.5g} passes {limit:g}, but {report.images} images cannot rule out"
+                    f" {interval[0]:.5g} (95 % interval); judge on more"
+                )
+    if gates.max_drop is not None and gated_drop(report).drop <= gates.max_drop:
+        found.extend(_doubted_drop(gated_drop(report), gates.max_drop))
+    return tuple(found)
+
+
+def _doubted_drop(drop: Drop, limit: float) -> list[str]:
+    # With an image or two that differ the bootstrap is too sure of itself: it never draws what it has not seen.
+    possible = max(drop.drop_high, undetected_share(drop.images))
+    if possible <= limit:
+        return []
+    resolved = f"resolve no drop below {1 / drop.images:.2%} and " if 1 / drop.images > limit else ""
+    # That many if none differs; nothing proves a drop of exactly 0.
+    needed = f"at least {max(images_to_detect(limit), drop.images + 1)}" if limit > 0 else "as many as you have"
+    return [
+        f"{drop.metric}: a drop of {drop.drop:.2%} passes {limit:.2%}, but {drop.images} images"
+        f" {resolved}cannot rule out one of {possible:.2%} (95 % interval); judge on {needed}"
+    ]
 
 
 def gated_drop(report: AccuracyReport) -> Drop:
@@ -65,9 +115,12 @@ def gated_drop(report: AccuracyReport) -> Drop:
     Raises:
         AccuracyError: There are no labels to measure one by.
     """
-    drop = report.drop("top-1") or report.drop("k-NN")
+    drop = report.leading_drop
     if drop is None:
-        raise AccuracyError("max_drop needs labelled images: a folder with a sub-folder for each class (--eval)")
+        reasons = "".join(f"; {note}" for note in report.notes)
+        raise AccuracyError(
+            f"max_drop needs labelled images: a folder with a sub-folder for each class (--eval){reasons}"
+        )
     return drop
 
 

@@ -13,12 +13,13 @@ from vitedge.runtimes.saturation import Saturation
 
 _WIDTH = 112
 _UNSAFE_NAMED = 5
+_INTERVALS = "± and [ ]: 95 % bootstrap interval over images; p: McNemar's exact test"
 _NAMES = {"onnx": "ONNX", "openvino": "OpenVINO", "tflite": "TFLite"}
 
 
 def show(*renderables: RenderableType) -> None:
     """Prints to stdout."""
-    console = RichConsole(highlight=False)
+    console = RichConsole(highlight=False, markup=False)  # an image may be called [/b].png
     if not console.is_terminal:  # a file or a pipe has no width of its own
         console.width = max(console.width, _WIDTH)
     console.print(Group(*renderables))
@@ -34,14 +35,14 @@ def build_table(result: Any) -> RenderableType:
     columns = {runtime: _rows(result, runtime) for runtime in manifests}
     for label in next(iter(columns.values())):
         table.add_row(label, *(columns[runtime].get(label, "") for runtime in manifests))
-    lines = (
-        [f"{_NAMES[runtime]}: {pair.verdict}" for runtime, pair in result.bench.pairs.items()] if result.bench else []
-    )
+    lines = _verdicts(_judged(result))
+    if result.bench:
+        lines += [f"{_NAMES[runtime]}: {pair.verdict}" for runtime, pair in result.bench.pairs.items()]
     return Group(table, *lines)
 
 
 def accuracy_table(accuracy: Mapping[str, Any]) -> RenderableType:
-    """Accuracy of artifacts against FP32."""
+    """Accuracy of artifacts against FP32, and verdicts in words below it."""
     table = Table(title="INT8 against PyTorch FP32", title_justify="left", header_style="bold")
     table.add_column("")
     for name in accuracy:
@@ -49,7 +50,7 @@ def accuracy_table(accuracy: Mapping[str, Any]) -> RenderableType:
     columns = {name: _accuracy_rows(report) for name, report in accuracy.items()}
     for label in next(iter(columns.values())):
         table.add_row(label, *(columns[name].get(label, "") for name in accuracy))
-    return table
+    return Group(table, *_verdicts(accuracy))
 
 
 def bench_table(report: Any) -> RenderableType:
@@ -153,8 +154,8 @@ def _rows(result: Any, runtime: str) -> dict[str, str]:
     rows: dict[str, str] = {}
     if manifest.source["random_weights"]:
         rows["accuracy"] = "random weights"
-    elif runtime in result.accuracy:
-        rows |= _accuracy_rows(result.accuracy[runtime])
+    elif runtime in _judged(result):
+        rows |= _accuracy_rows(_judged(result)[runtime])
     else:
         rows["accuracy"] = "no evaluation images"
     rows["integer share of MACs"] = f"{manifest.operations.integer_share:.1%}"
@@ -172,24 +173,77 @@ def _rows(result: Any, runtime: str) -> dict[str, str]:
     return rows
 
 
+def _judged(result: Any) -> Mapping[str, Any]:
+    """Accuracy of a build's artifacts; that of random weights means nothing."""
+    return {} if any(found.source["random_weights"] for found in result.manifests.values()) else result.accuracy
+
+
+def _verdicts(accuracy: Mapping[str, Any]) -> list[str]:
+    """What accuracy means, in words; what holds for several artifacts is said once."""
+    said: dict[str, list[str]] = {}
+    for name, report in accuracy.items():
+        for verdict in report.verdicts:
+            said.setdefault(verdict, []).append(_NAMES.get(name, name))
+    return [_INTERVALS, *(f"{', '.join(names)}: {verdict}" for verdict, names in said.items())] if said else []
+
+
 def _accuracy_rows(report: Any) -> dict[str, str]:
-    rows = {}
+    hidden_state = report.outputs["last_hidden_state"]
+    rows = _direction_rows("CLS", hidden_state) | _noise_rows("last_hidden_state", hidden_state)
+    if report.patch_tokens:
+        rows |= _direction_rows("patch", report.patch_tokens)
     for name, output in report.outputs.items():
-        label = "CLS" if name == "last_hidden_state" else name
-        rows[f"{label} cosine mean"] = f"{output.cosine_mean:.5f}"
-        rows[f"{label} cosine 1st percentile"] = f"{output.cosine_p01:.5f}"
-        rows[f"{label} cosine worst"] = f"{output.cosine_worst:.5f}"
-        rows[f"SQNR {name}"] = f"{output.sqnr_db:.2f} dB"
-        rows[f"max error {name}"] = f"{output.max_abs_error:.4f}"
-    rows["worst image"] = report.outputs["last_hidden_state"].worst_image.rpartition("/")[2]
-    if report.neighbor_agreement is not None:
-        rows["1-NN agreement"] = f"{report.neighbor_agreement:.1%}"
-    if report.class_agreement is not None:
-        rows["top class agreement"] = f"{report.class_agreement:.1%}"
+        if output is not hidden_state:
+            rows |= _direction_rows(name, output) | _noise_rows(name, output)
+    if report.retrieval:
+        rows |= _retrieval_rows(report.retrieval)
+    if report.same_top_class:
+        rows["top class agreement"] = _share(report.same_top_class)
     for drop in report.drops:
         rows[f"{drop.metric} FP32 → INT8"] = f"{drop.fp32:.1%} → {drop.int8:.1%}"
         rows[f"{drop.metric} drop [95 %]"] = f"{drop.drop:+.2%} [{drop.drop_low:+.2%}, {drop.drop_high:+.2%}]"
+        rows[f"{drop.metric} lost, gained, p"] = f"{drop.lost}, {drop.gained}, {drop.p_value:.2g}"
     return rows
+
+
+def _direction_rows(label: str, found: Any) -> dict[str, str]:
+    return {
+        f"{label} cosine mean": _spread(found.cosine_mean, found.cosine_mean_interval, ".5f"),
+        f"{label} cosine 1st percentile": f"{found.cosine_p01:.5f}",
+        f"{label} cosine worst": f"{found.cosine_worst:.5f}",
+        f"{label} worst image": found.worst_image.rpartition("/")[2],
+        f"{label} norm drift mean": _spread(found.norm_drift_mean, found.norm_drift_mean_interval, ".2%"),
+        f"{label} norm drift worst": f"{found.norm_drift_worst:+.2%}",
+    }
+
+
+def _noise_rows(output: str, found: Any) -> dict[str, str]:
+    return {
+        f"SQNR {output}": f"{_spread(found.sqnr_db, found.sqnr_db_interval, '.2f')} dB",
+        f"max error {output}": f"{found.max_abs_error:.4f}",
+    }
+
+
+def _retrieval_rows(found: Any) -> dict[str, str]:
+    return {
+        "1-NN agreement": _share(found.agreement_at_1),
+        "10-NN overlap": _share(found.overlap_at_10),
+        "INT8→FP32 index recall@1": _share(found.int8_query_recall_at_1),
+        "INT8→FP32 index recall@10": _share(found.int8_query_recall_at_10),
+        "FP32→INT8 index recall@1": _share(found.fp32_query_recall_at_1),
+        "FP32→INT8 index recall@10": _share(found.fp32_query_recall_at_10),
+        "finds itself in FP32 index": _share(found.self_retrieval),
+    }
+
+
+def _share(found: Any) -> str:
+    return _spread(found.mean, found.interval, ".1%")
+
+
+def _spread(value: float, interval: tuple[float, float] | None, style: str) -> str:
+    """A value and the longer half of its interval; a single image has none."""
+    half = "" if interval is None else f" ± {max(interval[1] - value, value - interval[0]):{style}}"
+    return f"{value:{style}}{half}"
 
 
 def _folded(names: tuple[str, ...]) -> list[str]:

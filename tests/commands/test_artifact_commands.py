@@ -1,6 +1,7 @@
 """`verify`, `bench`, `run`, `inspect` and the bare command line, on one build of the tiny classifier."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from tests.commands.conftest import CLASSES, Site, report_of
-from tests.tiny import save_checkpoint
+from tests.tiny import save_checkpoint, save_images
 from vitedge.benchmarks.machine import describe_machine
 from vitedge.commands.inspect import cpu_verdict
 from vitedge.runtimes.manifest import load_manifest
@@ -43,6 +44,58 @@ def test_verify_fails_by_its_gate(site: Site, built: Path) -> None:
     assert result.exit_code == 1
     assert "tflite: last_hidden_state: SQNR" in result.stderr
     assert "cosine mean" in result.stdout
+
+
+def test_verify_says_in_words_what_it_measured(site: Site, built: Path) -> None:
+    result = site.vitedge("verify", built / "onnx", "--eval", site.evaluation)
+    assert result.exit_code == 0, result.stderr
+    table, words = result.stdout.split("McNemar's exact test")
+    for row in (
+        *("CLS cosine mean", "CLS norm drift worst", "SQNR last_hidden_state", "patch cosine 1st percentile"),
+        *("logits worst image", "1-NN agreement", "10-NN overlap", "INT8→FP32 index recall@10"),
+        *("FP32→INT8 index recall@1", "finds itself in FP32 index", "top class agreement", "linear probe drop [95 %]"),
+    ):
+        assert row in table
+    said = " ".join(words.split())
+    assert re.search(r"ONNX: (24 images cannot tell|INT8 embeddings may query|re-embed)", said)
+    assert "recall@10 " in said
+    assert re.search(r"ONNX: k-NN \d+\.\d% → \d+\.\d% on 24 images: no more than chance \(McNemar p = ", said)
+    assert "ONNX: top-1 not measured: the folders' names are not the classifier's labels" in said
+
+
+def test_verify_says_once_what_holds_for_all(site: Site, built: Path) -> None:
+    words = site.vitedge("verify", built, "--eval", site.evaluation).stdout
+    assert words.count("top-1 not measured") == 1
+    assert "ONNX, OpenVINO, TFLite: top-1 not measured" in words
+
+
+def test_verify_on_a_few_images_claims_nothing(site: Site, built: Path, tmp_path: Path) -> None:
+    few = save_images(tmp_path / "few", 9, classes=CLASSES, seed=2)
+    result = site.vitedge("verify", built / "onnx", "--eval", few, "--json", "--max-drop", "50%")
+    found = json.loads(result.stdout)["accuracy"]["onnx"]
+    assert found["retrieval"] is None
+    assert found["verdicts"][1] == "neighbors not measured: that needs 21 different images, found 9"
+    table = site.vitedge("verify", built / "onnx", "--eval", few).stdout
+    assert "1-NN agreement" not in table
+    assert "neighbors not measured: that needs 21 different images, found 9" in table
+
+
+def test_names_that_look_like_markup_are_shown_as_they_are(site: Site, built: Path, tmp_path: Path) -> None:
+    for label in ("[b", "c]"):
+        save_images(tmp_path / "images" / label, 1, seed=ord(label[0]))
+    for image in (tmp_path / "images").rglob("*.png"):
+        image.rename(image.with_name("[bold].png"))
+    table = site.vitedge("verify", built / "onnx", "--eval", tmp_path / "images").stdout
+    assert "[bold].png" in table
+    assert "found [b, expected such as" in " ".join(table.split())
+
+
+def test_verify_warns_of_a_gate_that_so_few_images_cannot_carry(site: Site, built: Path) -> None:
+    result = site.vitedge("verify", built / "tflite", "--eval", site.evaluation, "--max-drop", "0.5%")
+    assert result.exit_code == 0, result.stderr
+    assert "warning: tflite: k-NN: a drop of " in result.stderr
+    assert "24 images resolve no drop below 4.17% and cannot rule out one of " in result.stderr
+    assert "judge on at least 736" in result.stderr
 
 
 def test_verify_refuses_another_checkpoint(site: Site, built: Path, tmp_path: Path) -> None:

@@ -50,7 +50,9 @@ def test_report_tells_how_and_how_well(built: Path, site: Site) -> None:
     for accuracy in report["accuracy"].values():
         assert accuracy["outputs"]["last_hidden_state"]["sqnr_db"] > 25
         assert accuracy["outputs"]["logits"]["cosine_mean"] > 0.995
-        assert [drop["metric"] for drop in accuracy["drops"]] == ["k-NN"]  # class folders are not the model's labels
+        # The folders' names are not the model's labels.
+        assert [drop["metric"] for drop in accuracy["drops"]] == ["k-NN", "linear probe"]
+        assert "top-1 not measured: the folders' names are not the classifier's labels" in accuracy["verdicts"][-1]
     for pair in report["bench"]["pairs"].values():
         assert pair["artifact"]["latency_median_ms"] > 0
         assert pair["speedup"]["p10"] <= pair["speedup"]["median"] <= pair["speedup"]["p90"]

@@ -2,27 +2,51 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vitedge.quantization.accuracy import AccuracyReport, Drop, OutputAccuracy
-from vitedge.quantization.gates import NO_GATES, Gates, check, gated_drop, parse_fraction
+from vitedge.quantization.accuracy import AccuracyReport
+from vitedge.quantization.fidelity import OutputAccuracy
+from vitedge.quantization.gates import NO_GATES, Gates, check, doubts, gated_drop, parse_fraction
+from vitedge.quantization.intervals import Interval
+from vitedge.quantization.labels import Drop
 from vitedge.runtimes.errors import AccuracyError
 
-TOP1 = Drop("top-1", 0.90, 0.89, 0.01, 0.0, 0.02)
-TOP5 = Drop("top-5", 0.99, 0.79, 0.2, 0.1, 0.3)
-KNN = Drop("k-NN", 0.80, 0.77, 0.03, 0.01, 0.05)
+
+def drop_of(metric: str, drop: float, interval: Interval, images: int = 100) -> Drop:
+    return Drop(metric, 0.9, 0.9 - drop, drop, *interval, images=images, lost=2, gained=1, p_value=1.0)
+
+
+TOP1 = drop_of("top-1", 0.01, (0.0, 0.02))
+TOP5 = drop_of("top-5", 0.2, (0.1, 0.3))
+KNN = drop_of("k-NN", 0.03, (0.01, 0.05))
 
 
 def output(cosine: float = 0.99, sqnr_db: float = 20.0) -> OutputAccuracy:
     """Its worst cosine, and that of the 1st percentile, fail every gate; gates are not about them."""
-    return OutputAccuracy(cosine, -1.0, -1.0, "image7", sqnr_db, 1.0)
+    return OutputAccuracy(
+        cosine_mean=cosine,
+        cosine_p01=-1.0,
+        cosine_worst=-1.0,
+        worst_image="image7",
+        sqnr_db=sqnr_db,
+        max_abs_error=1.0,
+        cosine_mean_interval=(cosine - 0.01, cosine + 0.01),
+        sqnr_db_interval=(sqnr_db - 1, sqnr_db + 1),
+        norm_drift_mean=1.0,
+        norm_drift_mean_interval=(0.9, 1.1),
+        norm_drift_worst=-1.0,
+    )
 
 
-def report(*drops: Drop, outputs: Mapping[str, OutputAccuracy] | None = None) -> AccuracyReport:
-    return AccuracyReport(100, {"last_hidden_state": output()} if outputs is None else outputs, 0.9, None, drops)
+def report(
+    *drops: Drop, outputs: Mapping[str, OutputAccuracy] | None = None, notes: tuple[str, ...] = ()
+) -> AccuracyReport:
+    judged = {"last_hidden_state": output()} if outputs is None else outputs
+    return AccuracyReport(100, judged, output(-1.0), None, None, drops, notes)
 
 
 @pytest.mark.parametrize(
@@ -69,11 +93,86 @@ def test_the_drop_is_of_top_1_else_of_knn() -> None:
     assert gated_drop(report(TOP5, KNN, TOP1)) == TOP1
     assert gated_drop(report(KNN)) == KNN
     assert check(report(KNN), Gates(max_drop=0.03)) == ()
-    assert check(report(KNN), Gates(max_drop=0.02)) == ("k-NN accuracy drops by 3.00%, more than 2.00%",)
+    assert check(report(KNN), Gates(max_drop=0.02)) == (
+        "k-NN accuracy drops by 3.00%, more than 2.00% (95 % interval 1.00% to 5.00%, 100 images)",
+    )
 
 
 def test_a_gain_passes_every_drop() -> None:
-    assert check(report(Drop("top-1", 0.8, 0.9, -0.1, -0.2, 0.0)), Gates(max_drop=0.0)) == ()
+    assert check(report(drop_of("top-1", -0.1, (-0.2, 0.0))), Gates(max_drop=0.0)) == ()
+
+
+# What the number of images cannot vouch for
+
+
+def test_40_images_cannot_vouch_for_half_a_percent() -> None:
+    """None of them differs: it passes, and is told what that is worth."""
+    equal = report(drop_of("top-1", 0.0, (-0.088, 0.088), images=40))
+    gates = Gates(max_drop=0.005)
+    assert check(equal, gates) == ()
+    assert doubts(equal, gates) == (
+        "top-1: a drop of 0.00% passes 0.50%, but 40 images resolve no drop below 2.50% and cannot rule out one of"
+        " 8.81% (95 % interval); judge on at least 736",
+    )
+
+
+@pytest.mark.parametrize(
+    ("drop", "limit", "doubt"),
+    [
+        (drop_of("top-1", 0.001, (-0.002, 0.005), 1000), 0.005, None),
+        (drop_of("top-1", 0.001, (-0.002, 0.0051), 1000), 0.005, "cannot rule out one of 0.51% (95 % interval); judge"),
+        # The interval is narrow, but 700 images would miss a share of 0.53 %.
+        (drop_of("top-1", 0.0, (-0.001, 0.001), 700), 0.005, "700 images cannot rule out one of 0.53%"),
+        (drop_of("top-1", 0.0, (-0.001, 0.001), 736), 0.005, None),
+        # One image of 250 is 0.4 %, one of 150 more than the limit.
+        (drop_of("top-1", 0.0, (-0.01, 0.01), 250), 0.005, "250 images cannot rule out one of 1.46%"),
+        (drop_of("top-1", 0.0, (-0.01, 0.01), 150), 0.005, "150 images resolve no drop below 0.67% and cannot rule"),
+        (drop_of("top-1", 0.0, (-0.001, 0.001), 1000), 0.0, "judge on as many as you have"),
+        (drop_of("top-1", -0.01, (-0.02, 0.01), 1000), 0.005, "judge on at least 1001"),
+        (drop_of("top-1", 0.006, (0.0, 0.01), 1000), 0.005, None),  # it fails: nothing to doubt
+        (drop_of("top-1", 0.0, (-0.5, 0.5), 2), 1.0, None),
+    ],
+)
+def test_a_passed_drop_is_doubted_if_it_could_be_more(drop: Drop, limit: float, doubt: str | None) -> None:
+    found = doubts(report(drop), Gates(max_drop=limit))
+    if doubt is None:
+        assert found == ()
+    else:
+        assert len(found) == 1
+        assert doubt in found[0]
+
+
+def test_passed_cosine_and_sqnr_are_doubted_within_their_intervals() -> None:
+    outputs = {"last_hidden_state": output(0.99, 20), "pooler_output": output(0.999, 5)}
+    judged = report(outputs=outputs)
+    assert doubts(judged, Gates(min_cosine=0.98, min_sqnr_db=19)) == ()
+    assert doubts(judged, Gates(min_cosine=0.985, min_sqnr_db=19.5)) == (
+        "last_hidden_state: mean cosine 0.99 passes 0.985, but 100 images cannot rule out 0.98 (95 % interval);"
+        " judge on more",
+        "last_hidden_state: SQNR in dB 20 passes 19.5, but 100 images cannot rule out 19 (95 % interval);"
+        " judge on more",
+    )
+    # The first one fails the gate, which `check` tells.
+    (pooler,) = doubts(judged, Gates(min_cosine=0.995))
+    assert pooler.startswith("pooler_output: mean cosine 0.999 passes 0.995, but 100 images cannot rule out 0.989")
+
+
+def test_one_image_vouches_for_nothing() -> None:
+    single = replace(output(), cosine_mean_interval=None, sqnr_db_interval=None)
+    found = doubts(report(outputs={"last_hidden_state": single}), Gates(min_cosine=0.5, min_sqnr_db=1.0))
+    assert found == (
+        "last_hidden_state: one image cannot tell how far its mean cosine of 0.99 is chance",
+        "last_hidden_state: one image cannot tell how far its SQNR in dB of 20 is chance",
+    )
+
+
+def test_without_gates_there_is_nothing_to_doubt() -> None:
+    assert doubts(report(TOP1), NO_GATES) == ()
+
+
+def test_a_doubt_about_what_was_not_measured_is_an_error() -> None:
+    with pytest.raises(AccuracyError, match="max_drop needs labelled images"):
+        doubts(report(TOP5), Gates(max_drop=1.0))
 
 
 # What is not there
@@ -83,6 +182,8 @@ def test_a_gain_passes_every_drop() -> None:
 def test_a_drop_that_was_not_measured_is_an_error(drops: tuple[Drop, ...]) -> None:
     with pytest.raises(AccuracyError, match="max_drop needs labelled images: a folder with a sub-folder for each clas"):
         check(report(*drops), Gates(max_drop=1.0))
+    with pytest.raises(AccuracyError, match=r"each class .*; k-NN not measured: one class$"):
+        check(report(*drops, notes=("k-NN not measured: one class",)), Gates(max_drop=1.0))
 
 
 @pytest.mark.parametrize("gates", [Gates(min_sqnr_db=-300.0), Gates(min_cosine=-1.0)])
@@ -93,7 +194,7 @@ def test_an_output_that_was_not_measured_is_an_error(gates: Gates) -> None:
 
 
 def test_nan_metrics_fail() -> None:
-    broken = report(Drop("top-1", 1.0, math.nan, math.nan, 0.0, 0.0), outputs={"last_hidden_state": output(math.nan)})
+    broken = report(drop_of("top-1", math.nan, (0.0, 0.0)), outputs={"last_hidden_state": output(math.nan)})
     assert len(check(broken, Gates(max_drop=1.0, min_cosine=-1.0))) == 2
     no_sqnr = report(outputs={"last_hidden_state": output(1.0, math.nan)})
     assert len(check(no_sqnr, Gates(min_sqnr_db=-300.0))) == 1
@@ -148,5 +249,5 @@ def test_percent_and_fraction_are_the_same_number(tenths: int) -> None:
 
 
 def test_a_drop_at_the_edge_of_a_percentage_passes() -> None:
-    edge = Drop("top-1", 0.9, 0.893, 7 / 1000, 0.0, 0.01)
+    edge = drop_of("top-1", 7 / 1000, (0.0, 0.01))
     assert check(report(edge), Gates(max_drop=parse_fraction("0.7%"))) == ()

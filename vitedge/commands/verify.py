@@ -8,7 +8,7 @@ from vitedge.calibration.images import ImageSet, batches, scan
 from vitedge.console import Console
 from vitedge.converters.checkpoint import Checkpoint, load_checkpoint, random_checkpoint
 from vitedge.quantization.accuracy import AccuracyReport, Comparison
-from vitedge.quantization.gates import Gates, check
+from vitedge.quantization.gates import Gates, check, doubts
 from vitedge.runtimes.errors import CheckpointError
 from vitedge.runtimes.load import load_encoder
 from vitedge.runtimes.manifest import Manifest, artifact_folders, load_manifest
@@ -88,6 +88,9 @@ def verify(artifact: Path, evaluation: Path, *, model: str | None, gates: Gates,
     if checkpoint.origin.random_weights:
         console.warn("random weights: the numbers say how the lowering computes, nothing about a trained model")
     accuracy = judge(checkpoint, folders, images, console)
+    for name, report in accuracy.items():
+        for doubt in doubts(report, gates):
+            console.warn(f"{name}: {doubt}")
     failures = tuple(f"{name}: {failure}" for name, report in accuracy.items() for failure in check(report, gates))
     return VerifyResult(accuracy, manifests, failures)
 
