@@ -23,6 +23,8 @@ from vitedge.quantization.retrieval import neighbors, unit
 NEIGHBORS = 5
 TOP_CLASSES = 5
 _FOLDS = 5
+# Two images of a class to fit on, one to judge; with fewer, k-NN has one vote to find as well.
+_CLASS_IMAGES = 3
 _PROBE_IMAGES = 2000  # seconds of fitting for them; minutes for ten times as many
 Hits = NDArray[np.bool_]
 
@@ -105,11 +107,11 @@ def feature_drops(fp32: FloatArray, int8: FloatArray, labels: Sequence[str]) -> 
     """k-NN and the linear probe on embeddings [n, width].
 
     Returns:
-        Both, or why they cannot be measured: fewer than two classes have two images.
+        Both, or why they cannot be measured: fewer than two classes have three images.
     """
-    repeated = int((np.unique(np.array(labels), return_counts=True)[1] > 1).sum())
-    if repeated < 2:
-        return f"k-NN and linear probe not measured: two classes with two images each are needed, found {repeated}"
+    classes = int((np.unique(np.array(labels), return_counts=True)[1] >= _CLASS_IMAGES).sum())
+    if classes < 2:
+        return f"k-NN and linear probe not measured: two classes with three images each are needed, found {classes}"
     knn = measure_drop("k-NN", knn_correct(fp32, labels), knn_correct(int8, labels))
     return knn, measure_drop("linear probe", *probe_correct(fp32, int8, labels))
 
@@ -132,7 +134,7 @@ def probe_correct(fp32: FloatArray, int8: FloatArray, labels: Sequence[str]) -> 
     Args:
         fp32: Embeddings [n, width].
         int8: The same of the artifact.
-        labels: At least two classes that have two images.
+        labels: At least two classes that have three images.
     """
     taken = probe_images(labels)
     expected, found, truth = fp32[taken], int8[taken], np.array(labels)[taken]
@@ -150,11 +152,11 @@ def probe_correct(fp32: FloatArray, int8: FloatArray, labels: Sequence[str]) -> 
 def probe_images(labels: Sequence[str]) -> Hits:
     """Which images the probe takes: the first of each class, equally many, up to `_PROBE_IMAGES` in all.
 
-    A class with one image cannot be both fit and judged, and is left out.
+    Classes with fewer than three images are left out.
     """
     classes, counts = np.unique(np.array(labels), return_inverse=True, return_counts=True)[1:]
     order = np.argsort(classes, kind="stable")
     nth_of_class = np.empty(len(labels), np.intp)
     nth_of_class[order] = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
-    chosen = np.flatnonzero(counts > 1)[: _PROBE_IMAGES // 2]
+    chosen = np.flatnonzero(counts >= _CLASS_IMAGES)[: _PROBE_IMAGES // _CLASS_IMAGES]
     return np.asarray(np.isin(classes, chosen) & (nth_of_class < _PROBE_IMAGES // max(1, len(chosen))))

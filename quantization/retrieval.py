@@ -61,14 +61,14 @@ def compare_retrieval(fp32: FloatArray, int8: FloatArray) -> Retrieval | str:
     Returns:
         What was measured, or why nothing could be: fewer than `MIN_IMAGES` images that differ.
     """
+    too_few = f"neighbors not measured: that needs {MIN_IMAGES} different images, found"
+    if len(fp32) < MIN_IMAGES:
+        return f"{too_few} {len(fp32)}"
     expected, found = unit(fp32), unit(int8)
-    different = len(fp32)
-    if different > 1:
-        nearest = neighbors(expected, expected, 1)[:, 0]
-        different -= int(_same(expected, expected[nearest]).sum())
-    if different < MIN_IMAGES:
-        return f"neighbors not measured: that needs {MIN_IMAGES} different images, found {different}"
     truth = neighbors(expected, expected, DEPTH)
+    different = int((~_same(expected, expected[truth[:, 0]])).sum())
+    if different < MIN_IMAGES:
+        return f"{too_few} {different}"
     within_int8 = neighbors(found, found, DEPTH)
     int8_query = neighbors(found, expected, DEPTH)
     fp32_query = neighbors(expected, found, DEPTH)

@@ -178,7 +178,7 @@ def test_too_few_images_leave_no_number_and_a_note() -> None:
     assert report.verdicts == report.notes
     assert report.notes == (
         "neighbors not measured: that needs 21 different images, found 20",
-        "k-NN and linear probe not measured: two classes with two images each are needed, found 1",
+        "k-NN and linear probe not measured: two classes with three images each are needed, found 1",
     )
 
 
@@ -252,8 +252,8 @@ def test_a_gain_is_a_negative_drop() -> None:
 
 
 def test_labels_that_the_classifier_does_not_know_leave_knn() -> None:
-    outputs = {"last_hidden_state": hidden(np.eye(4)), "logits": np.eye(4, dtype=np.float32)}
-    report = compared(outputs, outputs, labels=["cat", "dog"] * 2, model_labels=list("0123"))
+    outputs = {"last_hidden_state": hidden(np.eye(6)), "logits": np.eye(6, dtype=np.float32)}
+    report = compared(outputs, outputs, labels=["cat", "dog"] * 3, model_labels=list("012345"))
     assert [drop.metric for drop in report.drops] == ["k-NN", "linear probe"]
     assert report.leading_drop == report.drops[0]
     assert report.notes[1].startswith(
