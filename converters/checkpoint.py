@@ -94,29 +94,33 @@ class Checkpoint:
 
 
 class Reference:
-    """Transformers' FP32 model: what every artifact is compared with."""
+    """Transformers' FP32 model: what every artifact is compared with; `model` is the module itself."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._outputs = tuple(checkpoint.encoder.shape.outputs)
         shape = checkpoint.encoder.shape
-        self._model = _model_class(checkpoint.config, bool(shape.classes), bool(shape.pooler))
+        self.model = _model_class(checkpoint.config, bool(shape.classes), bool(shape.pooler))
         state = dict(checkpoint.weights)
         if shape.classes:
             state = {k if k.startswith("classifier.") else f"vit.{k}": v for k, v in state.items()}
-        self._model.load_state_dict(state, strict=True, assign=True)
-        self._model.eval()
+        self.model.load_state_dict(state, strict=True, assign=True)
+        self.model.eval()
         self._interpolate = (shape.image_height, shape.image_width) != _pair(checkpoint.config.image_size)
 
     @torch.inference_mode()
     def __call__(self, pixel_values: FloatArray) -> dict[str, FloatArray]:
         """Float32 [batch, channels, height, width], normalized, to the encoder's named outputs."""
-        pixels = torch.from_numpy(np.ascontiguousarray(pixel_values))
-        encoder = self._model.vit if hasattr(self._model, "vit") else self._model
-        result = encoder(pixels, interpolate_pos_encoding=self._interpolate)
+        outputs = self.tensors(torch.from_numpy(np.ascontiguousarray(pixel_values)))
+        return {name: output.numpy() for name, output in outputs.items()}
+
+    def tensors(self, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The same from tensor to tensors, for exporters to trace."""
+        encoder = self.model.vit if hasattr(self.model, "vit") else self.model
+        result = encoder(pixel_values, interpolate_pos_encoding=self._interpolate)
         outputs = {"last_hidden_state": result.last_hidden_state, "pooler_output": result.pooler_output}
         if "logits" in self._outputs:
-            outputs["logits"] = self._model.classifier(result.last_hidden_state[:, 0])
-        return {name: outputs[name].numpy() for name in self._outputs}
+            outputs["logits"] = self.model.classifier(result.last_hidden_state[:, 0])
+        return {name: outputs[name] for name in self._outputs}
 
 
 def load_checkpoint(source: str, *, revision: str | None = None, image_size: int | None = None) -> Checkpoint:
