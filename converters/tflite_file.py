@@ -9,10 +9,7 @@ The schema's Python object API does the packing, with two additions it needs for
 
 A constant is stored when it is added; equal constants are not merged, except those that bear the same name.
 
-Operator versions tell a runtime whether it knows everything a node uses. `_VERSIONS` holds those that the TFLite
-converter would assign to float32 operators used as here, and the first TensorFlow release that has them. Sources:
-tensorflow/compiler/mlir/lite/tools/versioning/{op_version,runtime_version}.cc. An operator that is not listed cannot be
-written, so that every new use is looked up once.
+Operators must be listed in `tflite_versions`.
 """
 
 import mmap
@@ -20,7 +17,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import flatbuffers
@@ -28,6 +24,7 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 from numpy.typing import NDArray
 
+from vitedge.converters.tflite_versions import INT8_WEIGHTS, VERSIONS, on_integers
 from vitedge.runtimes.errors import ConversionError
 
 FILE_IDENTIFIER, SCHEMA_VERSION = b"TFL3", 3
@@ -35,46 +32,36 @@ ALIGNMENT = 16
 # Offsets in a flatbuffer are signed 32-bit numbers; the file must end before they do.
 MAXIMUM_BYTES = 2**31 - 1
 
-INT8_WEIGHTS = " int8"
-# Operator (with float32 input; INT8_WEIGHTS: and int8 weights, one scale per channel) to its version and the first
-# TensorFlow release that knows it.
-_VERSIONS: Mapping[str, tuple[int, str]] = MappingProxyType(
-    {
-        "ADD": (1, "1.5.0"),
-        "BATCH_MATMUL": (1, "2.3.0"),
-        "FULLY_CONNECTED": (5, "2.0.0"),  # 5: keep_num_dims
-        "FULLY_CONNECTED" + INT8_WEIGHTS: (12, "2.17.0"),  # 12: float input, a scale per channel
-        "GELU": (1, "2.9.0"),
-        "LOGISTIC": (1, "1.14.0"),
-        "MEAN": (1, "1.6.0"),
-        "MUL": (1, "1.5.0"),
-        "PAD": (1, "1.5.0"),
-        "RELU": (1, "1.5.0"),
-        "RESHAPE": (1, "1.5.0"),
-        "RSQRT": (1, "1.10.0"),
-        "SLICE": (1, "1.14.0"),
-        "SOFTMAX": (1, "1.5.0"),
-        "SPLIT": (1, "1.5.0"),
-        "SUB": (1, "1.6.0"),
-        "TANH": (1, "1.14.0"),
-        "TRANSPOSE": (1, "1.6.0"),
-    }
-)
 # Versions 1 of the shape-moving operators end at four dimensions, and so does broadcasting in SUB.
 _MAXIMUM_RANK = 4
 _TENSOR_TYPES = {
     np.dtype(np.float32): schema.TensorType.FLOAT32,
     np.dtype(np.int32): schema.TensorType.INT32,
+    np.dtype(np.int64): schema.TensorType.INT64,
+    np.dtype(np.int16): schema.TensorType.INT16,
     np.dtype(np.int8): schema.TensorType.INT8,
 }
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """A tensor of the graph: its index in the file and its shape."""
+    """A tensor of the graph: its index in the file, its shape and its type."""
 
     index: int
     shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+
+@dataclass(frozen=True)
+class Form:
+    """The type of a tensor and, for integers, their meaning: real = scale · (q - zero_point)."""
+
+    dtype: np.dtype[Any]
+    scale: float | None = None
+    zero_point: int = 0
+
+
+FLOAT = Form(np.dtype(np.float32))
 
 
 class TfliteModel:
@@ -88,46 +75,51 @@ class TfliteModel:
         self._buffers = [_AlignedBuffer(None)]
         self._constants: dict[str, Tensor] = {}
 
-    def tensor(self, name: str, shape: Sequence[int]) -> Tensor:
-        """A float32 tensor without data: an input or the result of an operator."""
-        return self._add(name, tuple(shape), schema.TensorType.FLOAT32, buffer=0)
+    def tensor(self, name: str, shape: Sequence[int], form: Form = FLOAT) -> Tensor:
+        """A tensor without data: an input or the result of an operator."""
+        tensor = self._add(name, tuple(shape), form.dtype, buffer=0)
+        if form.scale is not None:
+            self._quantize(tensor, np.array([form.scale], np.float32), form.zero_point)
+        return tensor
 
     def constant(self, name: str, value: NDArray[np.generic], scale: NDArray[np.float32] | None = None) -> Tensor:
         """A constant; a second one of the same name is the first one.
 
         Args:
             name: Its name.
-            value: float32, int32 or int8.
-            scale: float32 [value.shape[0]]: the value times its scale, channel by channel, is the real value.
+            value: float32, int64, int32, int16 or int8.
+            scale: float32 [value.shape[0]]: the value times its scale, channel by channel, is the real value; or [1],
+                the scale of all.
         """
         if name not in self._constants:
             self._buffers.append(_AlignedBuffer(value))
-            tensor = self._add(name, value.shape, _TENSOR_TYPES[value.dtype], buffer=len(self._buffers) - 1)
+            tensor = self._add(name, value.shape, value.dtype, buffer=len(self._buffers) - 1)
             self._constants[name] = tensor
             if scale is not None:
-                parameters = schema.QuantizationParametersT()
-                parameters.scale, parameters.zeroPoint = scale, np.zeros(len(scale), np.int64)
-                parameters.quantizedDimension = 0
-                self._tensors[tensor.index].quantization = parameters
+                self._quantize(tensor, scale, 0)
         return self._constants[name]
 
     def operator(
-        self, code: str, inputs: Sequence[Tensor], outputs: Mapping[str, Sequence[int]], options: Any = None
+        self,
+        code: str,
+        inputs: Sequence[Tensor],
+        outputs: Mapping[str, Sequence[int]],
+        options: Any = None,
+        form: Form = FLOAT,
     ) -> list[Tensor]:
         """Adds an operator.
 
         Args:
-            code: Key of `_VERSIONS`.
+            code: Its name, with `INT8_WEIGHTS` if it has such on float32.
             inputs: What it reads.
             outputs: Name and shape of each result.
             options: The schema's options object, e.g. `schema.GeluOptionsT()`, or None if it has none.
-
-        Returns:
-            Its results, float32.
+            form: Of its results.
         """
-        results = [self.tensor(name, shape) for name, shape in outputs.items()]
+        results = [self.tensor(name, shape, form) for name, shape in outputs.items()]
+        code += on_integers(form.dtype if code == "QUANTIZE" else inputs[0].dtype)
         assert all(len(t.shape) <= _MAXIMUM_RANK for t in (*inputs, *results)), f"{code} of more than four dimensions"
-        assert code in _VERSIONS, f"look up the version of {code}"
+        assert code in VERSIONS, f"look up the version of {code}"
         operator = schema.OperatorT()
         operator.opcodeIndex = self._codes.setdefault(code, len(self._codes))
         operator.inputs = np.array([t.index for t in inputs], np.int32)
@@ -141,7 +133,7 @@ class TfliteModel:
     @property
     def minimum_runtime(self) -> str:
         """The first TensorFlow release that knows every operator in use."""
-        return max((_VERSIONS[code][1] for code in self._codes), key=lambda v: tuple(map(int, v.split("."))))
+        return max((VERSIONS[code][1] for code in self._codes), key=lambda v: tuple(map(int, v.split("."))))
 
     def write(self, file: Path, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> None:
         """Writes the model with one signature, `serving_default`.
@@ -173,12 +165,18 @@ class TfliteModel:
         model.buffers = [*self._buffers, _AlignedBuffer(minimum_runtime)]
         _write_flatbuffer(model, file)
 
-    def _add(self, name: str, shape: tuple[int, ...], tensor_type: int, buffer: int) -> Tensor:
+    def _add(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], buffer: int) -> Tensor:
         tensor = schema.TensorT()
         tensor.name, tensor.shape, tensor.hasRank = name, np.array(shape, np.int32), True
-        tensor.type, tensor.buffer = tensor_type, buffer
+        tensor.type, tensor.buffer = _TENSOR_TYPES[dtype], buffer
         self._tensors.append(tensor)
-        return Tensor(len(self._tensors) - 1, shape)
+        return Tensor(len(self._tensors) - 1, shape, dtype)
+
+    def _quantize(self, tensor: Tensor, scale: NDArray[np.float32], zero_point: int) -> None:
+        parameters = schema.QuantizationParametersT()
+        parameters.scale, parameters.zeroPoint = scale, np.full(len(scale), zero_point, np.int64)
+        parameters.quantizedDimension = 0
+        self._tensors[tensor.index].quantization = parameters
 
 
 class _AlignedBuffer:
@@ -212,10 +210,10 @@ def _tensor_map(name: str, tensor: Tensor) -> Any:
 
 def _operator_code(code: str) -> Any:
     operator_code = schema.OperatorCodeT()
-    operator_code.builtinCode = getattr(schema.BuiltinOperator, code.removesuffix(INT8_WEIGHTS))
+    operator_code.builtinCode = getattr(schema.BuiltinOperator, code.partition(" ")[0])
     # The byte that readers older than the 32-bit field look at; 127 sends newer ones to that field.
     operator_code.deprecatedBuiltinCode = min(operator_code.builtinCode, 127)
-    operator_code.version = _VERSIONS[code][0]
+    operator_code.version = VERSIONS[code][0]
     return operator_code
 
 

@@ -1,0 +1,115 @@
+"""What integers a tensor is made of: 8 or 16 bits, a scale and a zero point, chosen tensor by tensor, by name.
+
+Ranges cover everything that calibration saw. Clipping for the smallest squared error, the usual choice, is ruinous on
+pretrained ViTs, whose outliers carry the function. Measured on vit-s14-real, SQNR of the output with one kind of tensor
+in 8 bits: inputs of qkv and fc1 32.7 dB covering, 16.8 dB with the error-optimal range; outputs of linears that write
+to the residual stream 27.4 against 19.3 dB.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from vitedge.runtimes.errors import PlanError
+
+Bits = Literal[8, 16]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """real = scale · (q - zero_point), with q an int8 or int16; 16-bit grids are symmetric (zero point 0)."""
+
+    scale: float
+    zero_point: int
+    bits: Bits
+
+    def __post_init__(self) -> None:
+        inside = -128 <= self.zero_point <= 127 if self.bits == 8 else self.zero_point == 0
+        if not (np.isfinite(self.scale) and self.scale > 0 and inside):
+            raise PlanError(f"integer grid: expected scale > 0 and a zero point that fits the bits, found {self}")
+
+    @property
+    def low(self) -> int:
+        """The smallest integer."""
+        return -(1 << (self.bits - 1))
+
+    @property
+    def high(self) -> int:
+        """The largest integer."""
+        return (1 << (self.bits - 1)) - 1
+
+
+@dataclass(frozen=True)
+class Range:
+    """The smallest and the largest value that a tensor took."""
+
+    low: float
+    high: float
+
+    def __post_init__(self) -> None:
+        if not (np.isfinite((self.low, self.high)).all() and self.low <= self.high):
+            raise PlanError(f"range of a tensor: expected finite low <= high, found {self}; check the checkpoint")
+
+    def union(self, other: "Range") -> "Range":
+        return Range(min(self.low, other.low), max(self.high, other.high))
+
+    def grid(self, bits: Bits) -> Grid:
+        """The grid of that many bits that covers the range and represents 0 exactly."""
+        low, high = min(self.low, 0.0), max(self.high, 0.0)
+        if bits == 16:
+            return Grid(_scale(max(-low, high) / 32767), 0, 16)
+        scale = _scale((high - low) / 255)
+        return Grid(scale, int(np.clip(round(-128 - low / scale), -128, 127)), 8)
+
+
+def _scale(step: float) -> float:
+    # A tensor that was always 0 still needs a scale; kernels refuse subnormal ones.
+    return float(np.float32(max(step, 1e-12)))
+
+
+# Operators whose result has a fixed grid in TFLite's 8-bit and 16-bit kernels (tflite/kernels/activations.cc, Prepare).
+FIXED_GRIDS: Mapping[tuple[str, Bits], Grid] = {
+    ("SOFTMAX", 8): Grid(1 / 256, -128, 8),
+    ("SOFTMAX", 16): Grid(1 / 32768, 0, 16),
+    ("LOGISTIC", 8): Grid(1 / 256, -128, 8),
+    ("LOGISTIC", 16): Grid(1 / 32768, 0, 16),
+    ("TANH", 8): Grid(1 / 128, 0, 8),
+    ("TANH", 16): Grid(1 / 32768, 0, 16),
+}
+
+
+@dataclass(frozen=True)
+class IntegerPrecision:
+    """The integers of a program: what range each of its tensors covers, and which tensors are 16-bit.
+
+    An operator computes at the precision of its result: its inputs are converted to that precision first.
+
+    Attributes:
+        ranges: By tensor.
+        sixteen: The tensors that operators produce in 16 bits; all others are 8-bit.
+
+    Raises:
+        PlanError: A 16-bit tensor that the program does not have.
+    """
+
+    ranges: Mapping[str, Range]
+    sixteen: frozenset[str] = frozenset()
+
+    def __post_init__(self) -> None:
+        unknown = sorted(self.sixteen - self.ranges.keys())
+        if unknown:
+            raise PlanError(f"16-bit tensors: {unknown[:3]} are not tensors of this encoder; correct the plan")
+
+    def bits(self, name: str) -> Bits:
+        return 16 if name in self.sixteen else 8
+
+    def grid(self, name: str, bits: Bits) -> Grid:
+        """The grid of a tensor at a precision, its own or one that a reader asks for."""
+        return self.ranges[name].grid(bits)
+
+    def result(self, name: str, operator: str = "") -> Grid:
+        """The grid in which the operator leaves a tensor."""
+        bits = self.bits(name)
+        return FIXED_GRIDS.get((operator, bits)) or self.grid(name, bits)

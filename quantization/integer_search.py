@@ -1,0 +1,186 @@
+"""Which tensors must have 16 bits: as few as a budget needs, found by measured error.
+
+Everything in 16 bits is the best that integers reach, everything in 8 bits the cheapest. In between:
+
+1. From the best, each group of tensors goes to 8 bits alone, and the error that this adds to the output is measured. A
+   group is one tensor of a layer; the statistics of a LayerNorm (one number per token) go together.
+2. Groups are ordered by that error per value that they hold: large and tolerant ones first.
+3. The longest prefix of that order that keeps the budget in 8 bits is found by bisection, measured each time.
+
+The error of a step is that of the fake-quantized encoder on a few images, against the float encoder. A step changes one
+layer; so it starts from the stored residual stream in front of that layer, which halves the time.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from vitedge.quantization.encoder import FloatArray
+from vitedge.quantization.integer_fake import FakeOperations, rounded, sqnr_db
+from vitedge.quantization.integer_float import FloatOperations, to_pixels
+from vitedge.quantization.integer_grid import IntegerPrecision, Range
+from vitedge.quantization.integer_operations import IntegerEncoder, Quantity
+from vitedge.quantization.integer_program import Program
+from vitedge.runtimes.errors import PlanError
+
+_STATISTICS = ("variance", "inverse_deviation")
+_CURVE_POINTS = 9
+
+Stream = Quantity[torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Tensors that change precision together.
+
+    Attributes:
+        name: Of the tensor, or of the LayerNorm whose statistics they are.
+        tensors: Their names.
+        layer: The layer that makes them; -1 for the embeddings, the number of layers for what follows the last.
+        values: How many numbers they hold per image.
+    """
+
+    name: str
+    tensors: frozenset[str]
+    layer: int
+    values: int
+
+
+@dataclass(frozen=True)
+class TradeOff:
+    """One point of the curve: so much in 16 bits, and the error measured with it."""
+
+    sixteen_bit_tensors: int
+    sixteen_bit_values: int
+    sqnr_db: float
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """The precision found, its measured error, and every point measured, fewest 16-bit values first.
+
+    `cost_db` holds by group the error, as SQNR, of that group alone in 8 bits and everything else in 16.
+    """
+
+    precision: IntegerPrecision
+    sqnr_db: float
+    curve: tuple[TradeOff, ...]
+    cost_db: Mapping[str, float]
+
+
+class Judge:
+    """Measures precisions. SQNR is of `last_hidden_state`, in dB, against the float program.
+
+    Args:
+        encoder: Its linears rounded.
+        ranges: Of every tensor.
+        images: float32 [images, 3, height, width], normalized; few, as they are run in one batch.
+    """
+
+    @torch.inference_mode()
+    def __init__(self, encoder: IntegerEncoder, ranges: Mapping[str, Range], images: FloatArray) -> None:
+        self._encoder, self._ranges, self._count = encoder, ranges, len(images)
+        self._pixels = to_pixels(encoder.folded, images)
+        sizes: dict[str, tuple[int, int]] = {}
+        layer = -1
+
+        def see(name: str, x: torch.Tensor) -> None:
+            sizes[name] = (layer, x.numel() // self._count)
+
+        program = Program(FloatOperations(encoder.folded, see), encoder.folded.shape, self._count)
+        stream = program.embeddings(self._pixels)
+        for layer in range(encoder.folded.shape.layers):
+            stream = program.layer(layer, stream)
+        layer = encoder.folded.shape.layers
+        self._expected = program.outputs(stream)["last_hidden_state"].numpy()
+        self.groups = _groups(sizes)
+
+    def precision(self, sixteen: frozenset[str]) -> IntegerPrecision:
+        """These tensors in 16 bits."""
+        return IntegerPrecision(self._ranges, sixteen)
+
+    def sqnr_db(self, sixteen: frozenset[str]) -> float:
+        """With these tensors in 16 bits."""
+        return self._measure(sixteen, -1, {})
+
+    def costs_db(self, progress: Callable[[str], None]) -> Mapping[str, float]:
+        """SQNR by group, that group alone in 8 bits."""
+        everything = frozenset().union(*(group.tensors for group in self.groups))
+        streams: dict[int, Stream] = {}
+        self._measure(everything, -1, streams)
+        costs = {}
+        for group in self.groups:
+            costs[group.name] = self._measure(everything - group.tensors, group.layer, dict(streams))
+            progress(group.name)
+        return costs
+
+    @torch.inference_mode()
+    def _measure(self, sixteen: frozenset[str], start: int, streams: dict[int, Stream]) -> float:
+        """Runs from a layer on; reads the stream before it from `streams`, and adds those after it."""
+        operations = FakeOperations(self._encoder, self.precision(sixteen))
+        shape = self._encoder.folded.shape
+        program = Program[Stream](operations, shape, self._count)
+        if start < 0:
+            pixels = rounded(self._pixels, self._ranges["pixel_values"].grid(8))
+            streams[0] = program.embeddings(operations.input("pixel_values", pixels))
+        for layer in range(max(start, 0), shape.layers):
+            streams[layer + 1] = program.layer(layer, streams[layer])
+        found = program.outputs(streams[shape.layers])["last_hidden_state"].value.numpy()
+        return sqnr_db([self._expected], [found])
+
+
+def search(judge: Judge, minimum_db: float, progress: Callable[[str], None] = lambda _: None) -> SearchResult:
+    """The fewest 16-bit values that keep the budget.
+
+    Args:
+        judge: Measures.
+        minimum_db: The budget: SQNR of `last_hidden_state` that must be kept.
+        progress: Called with each group's name when it is done.
+
+    Raises:
+        PlanError: Not even 16 bits everywhere keep it.
+    """
+    cost_db = judge.costs_db(progress)
+    # Error added per value: a group that holds many and adds little goes first.
+    order = sorted(judge.groups, key=lambda group: 10 ** (-cost_db[group.name] / 10) / group.values)
+    measured: dict[int, float] = {}
+
+    def keeps(narrow: int) -> bool:
+        """Whether the first groups of the order may all have 8 bits."""
+        if narrow not in measured:
+            measured[narrow] = judge.sqnr_db(_tensors(order[narrow:]))
+        return measured[narrow] >= minimum_db
+
+    if not keeps(0):
+        raise PlanError(
+            f"integer activations: expected at least {minimum_db:.1f} dB, found {measured[0]:.1f} dB with 16 bits"
+            " everywhere; lower the budget, or round the weights better"
+        )
+    points = sorted({round(len(order) * i / (_CURVE_POINTS - 1)) for i in range(_CURVE_POINTS)})
+    low = max(point for point in points if keeps(point))
+    high = min((point for point in points if point > low), default=len(order) + 1)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if keeps(middle) else (low, middle)
+    curve = tuple(
+        TradeOff(len(_tensors(order[n:])), sum(group.values for group in order[n:]), measured[n])
+        for n in sorted(measured, reverse=True)
+    )
+    return SearchResult(judge.precision(_tensors(order[low:])), measured[low], curve, cost_db)
+
+
+def _tensors(groups: list[Group]) -> frozenset[str]:
+    return frozenset().union(*(group.tensors for group in groups))
+
+
+def _groups(sizes: Mapping[str, tuple[int, int]]) -> tuple[Group, ...]:
+    """From the layer and the size of every tensor."""
+    members: dict[str, list[str]] = {}
+    for name in sizes:
+        prefix, _, last = name.rpartition(".")
+        members.setdefault(f"{prefix}.statistics" if last in _STATISTICS else name, []).append(name)
+    return tuple(
+        Group(group, frozenset(names), sizes[names[0]][0], sum(sizes[name][1] for name in names))
+        for group, names in members.items()
+    )
