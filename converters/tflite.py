@@ -36,7 +36,8 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 from numpy.typing import NDArray
 
-from vitedge.converters.tflite_file import INT8_WEIGHTS, Tensor, TfliteModel
+from vitedge.converters.tflite_file import Tensor, TfliteModel
+from vitedge.converters.tflite_versions import INT8_WEIGHTS
 from vitedge.quantization.encoder import Encoder
 from vitedge.quantization.plan import QuantizedLinear
 from vitedge.runtimes.errors import ConversionError

@@ -97,10 +97,10 @@ def _interpolated(
     error = ((samples[:-1] + samples[1:]) / 2).round() - midway
     samples[:-1] -= (error / 2).round()
     samples.clamp_(grid.low, grid.high)
-    q = torch.round(x.value.double() / x.grid.scale) - x.grid.low
-    index = (q / _SPACING).floor().long()
-    start, slope = samples[index], samples[index + 1] - samples[index]
-    return ((start + (slope * (q - index * _SPACING) / _SPACING + 0.5).floor()) * grid.scale).float()
+    offset = torch.arange(_SPACING, dtype=torch.float64)
+    lines = samples[:-1, None] + ((samples[1:] - samples[:-1])[:, None] * offset / _SPACING + 0.5).floor()
+    table = (lines.flatten() * grid.scale).float()
+    return table[torch.round(x.value / x.grid.scale).long() - x.grid.low]
 
 
 @torch.inference_mode()

@@ -169,4 +169,4 @@ class IntegerOperations(ABC, Generic[T]):
 def integers(value: FloatArray, grid: Grid) -> NDArray[np.int8] | NDArray[np.int16]:
     """Rounds to a grid: int8 or int16 of the same shape."""
     rounded = np.clip(np.rint(value / np.float32(grid.scale)) + grid.zero_point, grid.low, grid.high)
-    return rounded.astype(np.int8) if grid.bits == 8 else rounded.astype(np.int16)
+    return np.asarray(rounded, np.int8) if grid.bits == 8 else np.asarray(rounded, np.int16)

@@ -1,13 +1,24 @@
 """LiteRT (TFLite) wrapper. Needs numpy, ai-edge-litert and, for image files, OpenCV: `pip install 'vitedge[tflite]'`.
 
 Thread-safe: calls from several threads take turns on one interpreter.
+
+Artifacts for NPUs may have integers as input and output. Here they are floats all the same: the manifest holds the
+scale and zero point of each, and the wrapper converts.
 """
 
 import threading
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from vitedge.runtimes.encoder import FloatArray, RuntimeEncoder
+from vitedge.runtimes.errors import ArtifactError
+from vitedge.runtimes.manifest import TensorRecord
+
+_INTEGERS = ("int8", "int16")
 
 
 class TfliteEncoder(RuntimeEncoder):
@@ -18,11 +29,41 @@ class TfliteEncoder(RuntimeEncoder):
     def _load(self, folder: Path, threads: int | None) -> None:
         from ai_edge_litert.interpreter import Interpreter  # noqa: PLC0415 - absent runtimes are reported before this
 
+        for record in (*self.manifest.inputs, *self.manifest.outputs):
+            _check_scale(record)
         self._interpreter = Interpreter(str(folder / self.manifest.files[0].name), num_threads=threads)
         self._runner = self._interpreter.get_signature_runner("serving_default")
         self._lock = threading.Lock()
 
     def _run(self, pixel_values: FloatArray) -> Mapping[str, FloatArray]:
+        record = self.manifest.inputs[0]
         with self._lock:
-            outputs = self._runner(**{self.manifest.inputs[0].name: pixel_values})
-        return {record.name: outputs[record.name] for record in self.manifest.outputs}
+            outputs = self._runner(**{record.name: quantize(pixel_values, record)})
+        return {record.name: dequantize(outputs[record.name], record) for record in self.manifest.outputs}
+
+
+def quantize(value: FloatArray, record: TensorRecord) -> NDArray[Any]:
+    """Real numbers to what the tensor holds: integers, rounded to nearest and clipped, or float32 as it is."""
+    if record.scale is None or record.zero_point is None:
+        return value
+    limits = np.iinfo(record.dtype)
+    rounded = np.rint(value / np.float32(record.scale)) + record.zero_point
+    return np.clip(rounded, limits.min, limits.max).astype(record.dtype)
+
+
+def dequantize(value: NDArray[Any], record: TensorRecord) -> FloatArray:
+    """What the tensor holds to real numbers: float32 [same shape]."""
+    if record.scale is None or record.zero_point is None:
+        return value
+    return (value.astype(np.float32) - np.float32(record.zero_point)) * np.float32(record.scale)
+
+
+def _check_scale(record: TensorRecord) -> None:
+    """Refuses a manifest that does not say what a tensor's integers mean, or gives a meaning to floats."""
+    described = record.scale is not None and record.zero_point is not None and 0 < record.scale < np.inf
+    absent = record.scale is None and record.zero_point is None
+    if not (absent if record.dtype == "float32" else described and record.dtype in _INTEGERS):
+        raise ArtifactError(
+            f"{record.name}: expected float32 without, or {' or '.join(_INTEGERS)} with scale and zero point, found"
+            f" {record.dtype} with scale {record.scale} and zero point {record.zero_point}"
+        )

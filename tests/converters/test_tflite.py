@@ -12,7 +12,8 @@ from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
 from tests.tiny import random_encoder
 from vitedge.converters import tflite, tflite_file
-from vitedge.converters.tflite_file import INT8_WEIGHTS, count_operators
+from vitedge.converters.tflite_file import count_operators
+from vitedge.converters.tflite_versions import INT8_WEIGHTS
 from vitedge.quantization.encoder import ACTIVATIONS, Encoder, EncoderShape, FloatArray, float_linear, forward
 from vitedge.quantization.fake import fake_quantized_linear
 from vitedge.quantization.plan import IntegerWeight, QuantizedLinear, StaticInput
