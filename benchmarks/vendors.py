@@ -86,7 +86,9 @@ def compare(
 
 
 def table(rows: Sequence[Row], title: str) -> RenderableType:
-    """The rows, a section for each runtime, and below them the errors in full."""
+    """The rows, a section for each runtime; below them the machine, which decides the latencies and whether U8×S8
+    saturates, and the errors in full.
+    """
     most = max((row.accuracy.images for row in rows if row.accuracy), default=0)
     found = Table(title=title, title_justify="left", header_style="bold")
     found.add_column("recipe", overflow="fold")
@@ -99,7 +101,9 @@ def table(rows: Sequence[Row], title: str) -> RenderableType:
             found.add_row(*_cells(row, most))
         if following and following.runtime != row.runtime:
             found.add_section()
-    return Group(found, *(f"{row.runtime}, {row.name}: {row.error}" for row in rows if row.error))
+    machine = describe_machine()
+    here = f"{machine.cpu_model or machine.architecture}; instruction sets: {', '.join(machine.isa_flags) or 'unknown'}"
+    return Group(found, here, *(f"{row.runtime}, {row.name}: {row.error}" for row in rows if row.error))
 
 
 def _cells(row: Row, most: int) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ import onnxruntime
 import openvino
 import pytest
 from ai_edge_litert.interpreter import Interpreter
+from ai_edge_quantizer import quantizer, recipe
 
 from tests.tiny import save_checkpoint, save_images
 from vitedge.benchmarks import vendor_rows, vendors
@@ -207,6 +208,28 @@ def test_tflite_types(work: Work, name: str, activations: type[np.generic]) -> N
     assert {tensor["dtype"] for tensor in boundary} == {np.float32}
 
 
+def test_float_boundary_of_full_integer_tflite_changes_nothing(work: Work, tmp_path: Path) -> None:
+    """The vendor's recipe as it is has int8 inputs and outputs; quantized and dequantized by hand it gives the same."""
+    pixels = CalibrationPixels(work.calibration, work.checkpoint.preprocessing)
+    untouched = quantizer.Quantizer(str(work.row(FP32, "tflite").folder / "model.tflite"), recipe.static_wi8_ai8())
+    with known_warnings_ignored():
+        statistics = untouched.calibrate({"serving_default": [{"pixel_values": found} for found in pixels]})
+        result = untouched.quantize(statistics, enable_progress_report=False)
+    path = tmp_path / "untouched.tflite"
+    result.export_model(str(path))
+    integer = Interpreter(str(path)).get_signature_runner("serving_default")
+    row = Interpreter(str(work.row("static_wi8_ai8").folder / "model.tflite")).get_signature_runner("serving_default")
+    pixel_values = next(iter(pixels))
+    scale, zero_point = integer.get_input_details()["pixel_values"]["quantization"]
+    quantized = np.clip(np.round(pixel_values / scale) + zero_point, -128, 127).astype(np.int8)
+    found, expected = integer(pixel_values=quantized), row(pixel_values=pixel_values)
+    for name, details in integer.get_output_details().items():
+        scale, zero_point = details["quantization"]
+        assert found[name].dtype == np.int8
+        error = np.abs((found[name].astype(np.float32) - zero_point) * scale - expected[name])
+        assert error.max() <= 1.001 * scale  # a pixel halfway between two integers may round either way
+
+
 # Failures
 
 
@@ -349,6 +372,7 @@ def test_command_puts_builds_beside_vendors(
     assert f"{hidden['sqnr_db']:.1f}" in shown
     assert f"{hidden['cosine_p01']:.4f}" in shown
     assert name in shown
+    assert "instruction sets: " in shown
 
 
 def test_command_fails_when_a_recipe_does(
