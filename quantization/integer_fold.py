@@ -32,7 +32,7 @@ class FoldedEncoder:
         shape: Of the encoder.
         linears: Weight [out, in] and bias [out] by name: `patch_embedding` (columns in the order row, column, channel),
             `layers.L.attention.{query,key,value,o_proj}`, `layers.L.mlp.{fc1,fc2}`, `pooler.dense`, `classifier`, and
-            `<layernorm>.scale` [hidden, 1], which multiplies r by g.
+            `<layernorm>.scale` [hidden, 1], which multiplies r by g; `newton.scale` [1, 1], 1.5 - 0.5 · input.
         constants: `positions` [tokens, hidden] with the class token in row 0; `deviation` [hidden], s/√hidden, so that
             the variance is the sum of (x' · deviation)²; `layernorm.bias` [hidden]; `1.702` [1] for quick GELU.
     """
@@ -126,6 +126,7 @@ def fold(encoder: Encoder, factors: FloatArray, multipliers: Mapping[str, FloatA
     scale("layernorm", tensors["layernorm.weight"] * factors)
     for name in ("pooler.dense",) * bool(shape.pooler) + ("classifier",) * bool(shape.classes):
         linears[name] = (tensors[f"{name}.weight"], tensors[f"{name}.bias"])
+    linears["newton.scale"] = (np.array([[-0.5]], np.float32), np.array([1.5], np.float32))
     positions = tensors["position_embeddings"].copy()
     positions[0] += tensors["cls_token"]
     constants = {

@@ -15,6 +15,9 @@ import numpy as np
 from vitedge.runtimes.errors import PlanError
 
 Bits = Literal[8, 16]
+# For outliers that calibration did not meet. In 8 bits a finer step is worth more: 5 % of room gain nothing, 15 % lose
+# 3 dB on vit-s14-real.
+_ROOM_IN_16_BITS = 1.5
 
 
 @dataclass(frozen=True)
@@ -56,10 +59,10 @@ class Range:
         return Range(min(self.low, other.low), max(self.high, other.high))
 
     def grid(self, bits: Bits) -> Grid:
-        """The grid of that many bits that covers the range and represents 0 exactly."""
+        """The grid of that many bits that covers the range and represents 0 exactly; 16 bits have room for more."""
         low, high = min(self.low, 0.0), max(self.high, 0.0)
         if bits == 16:
-            return Grid(_scale(max(-low, high) / 32767), 0, 16)
+            return Grid(_scale(_ROOM_IN_16_BITS * max(-low, high) / 32767), 0, 16)
         scale = _scale((high - low) / 255)
         return Grid(scale, int(np.clip(round(-128 - low / scale), -128, 127)), 8)
 

@@ -92,7 +92,9 @@ class IntegerOperations(ABC, Generic[T]):
 
     def lookup(self, name: str, x: Quantity[T], function: str) -> Quantity[T]:
         grid = self._precision.result(name, function)
-        return Quantity(self._lookup(name, self._at(x, grid.bits), function, grid), name, grid)
+        x = self._at(x, grid.bits)
+        y = Quantity(self._lookup(name, x, function, grid), name, grid)
+        return self._newton(name, x, y) if function == "RSQRT" and grid.bits == 16 else y
 
     def softmax(self, name: str, x: Quantity[T]) -> Quantity[T]:
         grid = self._precision.result(name, "SOFTMAX")
@@ -109,6 +111,27 @@ class IntegerOperations(ABC, Generic[T]):
 
     def first_row(self, x: Quantity[T]) -> Quantity[T]:
         return Quantity(self._first_row(x), x.name, x.grid)
+
+    def _newton(self, name: str, x: Quantity[T], y: Quantity[T]) -> Quantity[T]:
+        """One Newton step of y ≈ 1/√x: y · (1.5 - 0.5 · x · y²), which squares the relative error.
+
+        A 16-bit lookup draws lines between samples 128 integers apart. Where x is within a few of those of 0, that is
+        off by percents: on vit-s14-real 28.7 dB of the output, against 42.8 with this step or an exact root.
+        """
+
+        def step(part: str, range_: Range, a: Quantity[T], b: Quantity[T]) -> Quantity[T]:
+            grid = range_.grid(16)
+            return Quantity(self._elementwise("MUL", f"{name}.{part}", a, b, grid), name, grid)
+
+        highest_root = np.sqrt(max(self._precision.ranges[x.name].high, 0.0))
+        root = step("root", Range(0, 2 * float(highest_root)), x, y)
+        unit = step("unit", Range(0, 2), root, y)
+        grid = Range(0, 2).grid(16)
+        linear = "newton.scale"
+        value = self._fully_connected(f"{name}.newton", unit, linear, self._encoder.linears[linear], grid)
+        correction = Quantity(value, name, grid)
+        refined = self._elementwise("MUL", f"{name}.refined", y, correction, y.grid)
+        return Quantity(refined, name, y.grid)
 
     def _pair(self, code: str, name: str, x: Quantity[T], y: Quantity[T]) -> Quantity[T]:
         grid = self._precision.result(name)

@@ -97,7 +97,9 @@ def test_everything_between_input_and_output_is_integer(precision: str, tmp_path
             assert types[0] == types[3]
             assert types[1:3] == [kinds.INT8, kinds.INT32 if types[0] == kinds.INT8 else kinds.INT64]
     counts = count_operators(tmp_path / MODEL_FILE)
-    assert counts["FULLY_CONNECTED int8"] == 1 + 2 * 6 + 5 + 1  # linears, and a scale for each LayerNorm
+    newton_steps = sum(name.endswith("inverse_deviation") for name in chosen.sixteen)
+    # Linears, a scale for each LayerNorm, and a Newton step for each 16-bit one.
+    assert counts["FULLY_CONNECTED int8"] == 1 + 2 * 6 + 1 + 5 + newton_steps
     assert sum(n for name, n in counts.items() if name.startswith("BATCH_MATMUL")) == 2 * 2 + 5
 
 

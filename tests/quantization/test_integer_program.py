@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from tests.tiny import SHAPE, random_encoder, random_pixels, variants
 from vitedge.quantization.encoder import EncoderShape, FloatArray, float_linear, forward
-from vitedge.quantization.integer_fake import predict, rounded, sqnr_db
+from vitedge.quantization.integer_fake import FakeOperations, predict, rounded, sqnr_db
 from vitedge.quantization.integer_float import FloatOperations, Observation, observe, to_pixels
 from vitedge.quantization.integer_fold import fold, on_int8_grid, residual_factors
 from vitedge.quantization.integer_grid import Grid, IntegerPrecision, Range
-from vitedge.quantization.integer_operations import IntegerEncoder, integers, round_linears
+from vitedge.quantization.integer_operations import IntegerEncoder, Quantity, integers, round_linears
 from vitedge.quantization.integer_program import Program
 from vitedge.quantization.integer_search import Judge, search
 from vitedge.quantization.plan import IntegerWeight
@@ -119,7 +119,7 @@ def test_an_unknown_16_bit_tensor_is_refused() -> None:
 def test_layernorm_scales_are_exact() -> None:
     observation, encoder = calibrated()
     for name in observation.folded.linears:
-        if name.endswith(".scale"):
+        if name.endswith(".scale"):  # of LayerNorms and of the Newton step
             np.testing.assert_allclose(
                 encoder.linears[name].dequantized(), observation.folded.linears[name][0], rtol=1e-6
             )
@@ -160,7 +160,7 @@ def test_search_spends_the_fewest_16_bit_values_that_keep_the_budget() -> None:
     result = search(judge, budget, done.append)
     assert done == [group.name for group in judge.groups]
     assert result.sqnr_db == judge.sqnr_db(result.precision.sixteen) >= budget
-    assert 0 < len(result.precision.sixteen) < len(everything) / 2
+    assert 0 < len(result.precision.sixteen) < len(everything) * 2 / 3
     values = [point.sixteen_bit_values for point in result.curve]
     assert values == sorted(values)
     # One point further in the order, the budget is missed.
@@ -188,3 +188,16 @@ def test_a_layer_is_measured_from_the_stream_in_front_of_it() -> None:
     costs = judge.costs_db(lambda _: None)
     for group in judge.groups:
         assert costs[group.name] == pytest.approx(judge.sqnr_db(everything - group.tensors), abs=1e-6)
+
+
+def test_16_bit_inverse_roots_are_refined() -> None:
+    """The kernel's table alone is off by percents where its input is small; a Newton step squares that."""
+    ranges = {"x": Range(0.0, 1.0), "y": Range(0.0, 20.0)}
+    operations = FakeOperations(calibrated()[1], IntegerPrecision(ranges, frozenset(ranges)))
+    x = torch.tensor([0.0035, 0.006, 0.01, 0.03, 0.1, 0.5, 1.0])[:, None]
+    given = Quantity(rounded(x, ranges["x"].grid(16)), "x", ranges["x"].grid(16))
+    plain = operations._lookup("y", given, "RSQRT", ranges["y"].grid(16))
+    refined = operations.lookup("y", given, "RSQRT").value
+    errors = [(y * x.sqrt() - 1).abs() for y in (plain, refined)]
+    assert errors[0].max() > 0.1
+    assert (errors[1] <= 2 * errors[0] ** 2 + 5e-4).all()
