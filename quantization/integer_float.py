@@ -98,12 +98,16 @@ class Observation:
     """What calibration gives.
 
     Attributes:
-        folded: The encoder in the form that integers are made for.
+        folded: The encoder in the form that integers are made for: `fold(encoder, factors, multipliers)`.
+        factors: Of the residual stream, float32 [hidden].
+        multipliers: Of the LayerNorms, float32 [hidden] by name.
         ranges: By tensor; `pixel_values` covers every pixel that preprocessing can produce.
         statistics: Of the input of every linear.
     """
 
     folded: FoldedEncoder
+    factors: FloatArray
+    multipliers: Mapping[str, FloatArray]
     ranges: Mapping[str, Range]
     statistics: Mapping[str, InputStatistics]
 
@@ -164,7 +168,7 @@ def observe(
             )
     statistics = inputs.statistics()
     shared = {name: statistics[first] for first, readers in first_readers.items() for name in readers[1:]}
-    return Observation(folded, ranges, {**statistics, **shared})
+    return Observation(folded, factors, multipliers, ranges, {**statistics, **shared})
 
 
 def _absolute_maxima(folded: FoldedEncoder, batches: Iterable[FloatArray]) -> Mapping[str, FloatArray]:

@@ -8,7 +8,7 @@ to the residual stream 27.4 against 19.3 dB.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -104,6 +104,28 @@ class IntegerPrecision:
         unknown = sorted(self.sixteen - self.ranges.keys())
         if unknown:
             raise PlanError(f"16-bit tensors: {unknown[:3]} are not tensors of this encoder; correct the plan")
+
+    def to_json(self) -> dict[str, Any]:
+        """A document to read and to edit: the 16-bit tensors, and the range of every tensor."""
+        ranges = {name: [range_.low, range_.high] for name, range_ in self.ranges.items()}
+        return {"sixteen_bit": sorted(self.sixteen), "ranges": ranges}
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> "IntegerPrecision":
+        """Reads what `to_json` wrote.
+
+        Raises:
+            PlanError: It is not such a document, or names a 16-bit tensor that has no range.
+        """
+        try:
+            ranges = {str(name): Range(float(low), float(high)) for name, (low, high) in document["ranges"].items()}
+            sixteen = frozenset(str(name) for name in document["sixteen_bit"])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise PlanError(
+                f"integer precision: expected sixteen_bit, a list of tensors, and ranges, low and high by tensor; found"
+                f" another document ({type(error).__name__}: {error}); build the plan again"
+            ) from error
+        return cls(ranges, sixteen)
 
     def bits(self, name: str) -> Bits:
         return 16 if name in self.sixteen else 8

@@ -1,5 +1,6 @@
 """Integer programs: the folds change nothing, grids are what they say, the search keeps its budget with the least."""
 
+import json
 from dataclasses import replace
 from functools import cache
 
@@ -201,3 +202,32 @@ def test_16_bit_inverse_roots_are_refined() -> None:
     errors = [(y * x.sqrt() - 1).abs() for y in (plain, refined)]
     assert errors[0].max() > 0.1
     assert (errors[1] <= 2 * errors[0] ** 2 + 5e-4).all()
+
+
+def test_precision_survives_json() -> None:
+    precision = IntegerPrecision(calibrated()[0].ranges, frozenset({"residual", "layers.0.attention.scores"}))
+    assert IntegerPrecision.from_json(json.loads(json.dumps(precision.to_json()))) == precision
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {},
+        {"ranges": {"x": [0, 1]}},
+        {"ranges": {"x": [0]}, "sixteen_bit": []},
+        {"ranges": {"x": [2, 1]}, "sixteen_bit": []},
+        {"ranges": [], "sixteen_bit": []},
+        {"ranges": {"x": [0, 1]}, "sixteen_bit": ["y"]},
+    ],
+)
+def test_other_documents_are_refused(document: dict[str, object]) -> None:
+    with pytest.raises(PlanError):
+        IntegerPrecision.from_json(document)
+
+
+def test_the_fold_can_be_repeated() -> None:
+    observation = calibrated()[0]
+    again = fold(random_encoder(), observation.factors, observation.multipliers)
+    for name, (weight, bias) in observation.folded.linears.items():
+        np.testing.assert_array_equal(again.linears[name][0], weight)
+        np.testing.assert_array_equal(again.linears[name][1], bias)
