@@ -4,7 +4,8 @@ Everything in 16 bits is the best that integers reach, everything in 8 bits the 
 
 1. From the best, each group of tensors goes to 8 bits alone, and the error that this adds to the output is measured. A
    group is one tensor of a layer; the statistics of a LayerNorm (one number per token) go together.
-2. Groups are ordered by that error per value that they hold: large and tolerant ones first.
+2. Groups are ordered by that error, the most tolerant first. (By error per value that they hold, vit-s14-real keeps 139
+   tensors of 17.3 million values in 16 bits at 26.7 dB; by error alone 103 of 18.6 million at 27.9 dB.)
 3. The longest prefix of that order that keeps the budget in 8 bits is found by bisection, measured each time.
 
 The error of a step is that of the fake-quantized encoder on a few images, against the float encoder. A step changes one
@@ -58,15 +59,11 @@ class TradeOff:
 
 @dataclass(frozen=True)
 class SearchResult:
-    """The precision found, its measured error, and every point measured, fewest 16-bit values first.
-
-    `cost_db` holds by group the error, as SQNR, of that group alone in 8 bits and everything else in 16.
-    """
+    """The precision found, its measured error, and every point measured, fewest 16-bit tensors first."""
 
     precision: IntegerPrecision
     sqnr_db: float
     curve: tuple[TradeOff, ...]
-    cost_db: Mapping[str, float]
 
 
 class Judge:
@@ -104,8 +101,12 @@ class Judge:
         """With these tensors in 16 bits."""
         return self._measure(sixteen, -1, {})
 
-    def costs_db(self, progress: Callable[[str], None]) -> Mapping[str, float]:
-        """SQNR by group, that group alone in 8 bits."""
+    def costs_db(self, progress: Callable[[str], None] = lambda _: None) -> Mapping[str, float]:
+        """SQNR by group: that group alone in 8 bits, everything else in 16.
+
+        Args:
+            progress: Called with each group's name when it is done.
+        """
         everything = frozenset().union(*(group.tensors for group in self.groups))
         streams: dict[int, Stream] = {}
         self._measure(everything, -1, streams)
@@ -130,20 +131,18 @@ class Judge:
         return sqnr_db([self._expected], [found])
 
 
-def search(judge: Judge, minimum_db: float, progress: Callable[[str], None] = lambda _: None) -> SearchResult:
-    """The fewest 16-bit values that keep the budget.
+def search(judge: Judge, cost_db: Mapping[str, float], minimum_db: float) -> SearchResult:
+    """The fewest 16-bit tensors that keep the budget.
 
     Args:
         judge: Measures.
+        cost_db: Its `costs_db`, which serve any budget.
         minimum_db: The budget: SQNR of `last_hidden_state` that must be kept.
-        progress: Called with each group's name when it is done.
 
     Raises:
         PlanError: Not even 16 bits everywhere keep it.
     """
-    cost_db = judge.costs_db(progress)
-    # Error added per value: a group that holds many and adds little goes first.
-    order = sorted(judge.groups, key=lambda group: 10 ** (-cost_db[group.name] / 10) / group.values)
+    order = sorted(judge.groups, key=lambda group: -cost_db[group.name])
     measured: dict[int, float] = {}
 
     def keeps(narrow: int) -> bool:
@@ -167,7 +166,7 @@ def search(judge: Judge, minimum_db: float, progress: Callable[[str], None] = la
         TradeOff(len(_tensors(order[n:])), sum(group.values for group in order[n:]), measured[n])
         for n in sorted(measured, reverse=True)
     )
-    return SearchResult(judge.precision(_tensors(order[low:])), measured[low], curve, cost_db)
+    return SearchResult(judge.precision(_tensors(order[low:])), measured[low], curve)
 
 
 def _tensors(groups: list[Group]) -> frozenset[str]:

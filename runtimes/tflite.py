@@ -48,7 +48,7 @@ def quantize(value: FloatArray, record: TensorRecord) -> NDArray[Any]:
         return value
     limits = np.iinfo(record.dtype)
     rounded = np.rint(value / np.float32(record.scale)) + record.zero_point
-    return np.clip(rounded, limits.min, limits.max).astype(record.dtype)
+    return np.asarray(np.clip(rounded, limits.min, limits.max), record.dtype)
 
 
 def dequantize(value: NDArray[Any], record: TensorRecord) -> FloatArray:

@@ -151,34 +151,35 @@ def test_a_wrong_scale_shows_in_the_prediction() -> None:
     assert sqnr_db([right], [wrong]) < 20
 
 
-def test_search_spends_the_fewest_16_bit_values_that_keep_the_budget() -> None:
+def test_search_spends_the_fewest_16_bit_tensors_that_keep_the_budget() -> None:
     observation, encoder = calibrated()
     judge = Judge(encoder, observation.ranges, random_pixels(seed=5))
     everything = frozenset().union(*(group.tensors for group in judge.groups))
     assert everything == frozenset(observation.ranges) - {"pixel_values"}
     budget = (judge.sqnr_db(frozenset()) + judge.sqnr_db(everything)) / 2
     done: list[str] = []
-    result = search(judge, budget, done.append)
+    result = search(judge, judge.costs_db(done.append), budget)
     assert done == [group.name for group in judge.groups]
     assert result.sqnr_db == judge.sqnr_db(result.precision.sixteen) >= budget
     assert 0 < len(result.precision.sixteen) < len(everything) * 2 / 3
-    values = [point.sixteen_bit_values for point in result.curve]
-    assert values == sorted(values)
+    tensors = [point.sixteen_bit_tensors for point in result.curve]
+    assert tensors == sorted(tensors)
     # One point further in the order, the budget is missed.
-    found = values.index(sum(g.values for g in judge.groups if g.tensors <= result.precision.sixteen))
+    found = tensors.index(len(result.precision.sixteen))
     assert result.curve[found - 1].sqnr_db < budget
 
 
 def test_search_takes_8_bits_everywhere_if_they_do() -> None:
     observation, encoder = calibrated()
-    assert not search(Judge(encoder, observation.ranges, random_pixels(seed=5)), 10).precision.sixteen
+    judge = Judge(encoder, observation.ranges, random_pixels(seed=5))
+    assert not search(judge, judge.costs_db(), 10).precision.sixteen
 
 
 def test_a_budget_that_cannot_be_met_says_the_best_reached() -> None:
     observation, encoder = calibrated()
     judge = Judge(encoder, observation.ranges, random_pixels(seed=5))
     with pytest.raises(PlanError, match=r"at least 90.0 dB, found \d\d\.\d dB with 16 bits everywhere"):
-        search(judge, 90)
+        search(judge, judge.costs_db(), 90)
 
 
 def test_a_layer_is_measured_from_the_stream_in_front_of_it() -> None:
@@ -186,7 +187,7 @@ def test_a_layer_is_measured_from_the_stream_in_front_of_it() -> None:
     observation, encoder = calibrated()
     judge = Judge(encoder, observation.ranges, random_pixels(seed=5))
     everything = frozenset().union(*(group.tensors for group in judge.groups))
-    costs = judge.costs_db(lambda _: None)
+    costs = judge.costs_db()
     for group in judge.groups:
         assert costs[group.name] == pytest.approx(judge.sqnr_db(everything - group.tensors), abs=1e-6)
 
