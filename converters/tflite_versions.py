@@ -5,7 +5,8 @@ compute with, and the first TensorFlow release that has them. Sources: tensorflo
 {op_version,runtime_version}.cc. An operator that is not listed cannot be written, so every new use is looked up once.
 
 Two entries ask for more than the converter would: FULLY_CONNECTED on integers with a scale per channel (older kernels
-know one scale), and GELU on int16 (a kernel newer than its version; 2.21 is the oldest release it was run with).
+know one scale), and GELU on int16 (a kernel newer than its version; the release is that of the oldest kernels that it
+may have).
 """
 
 from collections.abc import Mapping
@@ -38,7 +39,8 @@ VERSIONS: Mapping[str, tuple[int, str]] = MappingProxyType(
         "TANH": (1, "1.14.0"),
         "TRANSPOSE": (1, "1.6.0"),
         "QUANTIZE on int8": (1, "1.14.0"),  # by the type of its result
-        "QUANTIZE on int16": (2, "1.15.0"),
+        # From int8, which 2.21 refuses and ai-edge-litert takes from 2.1.6 on (2.0.2: no).
+        "QUANTIZE on int16": (2, "2.22.0"),
         "ADD on int8": (2, "1.14.0"),
         "ADD on int16": (3, "2.4.0"),  # 3: scales that are no powers of two
         "BATCH_MATMUL on int8": (2, "2.3.0"),
