@@ -20,7 +20,9 @@ from safetensors.numpy import save_file
 from vitedge.calibration.observers import InputStatistics
 
 _log = logging.getLogger(__name__)
-_FIELDS = ("minimum", "maximum", "mean", "mean_square")
+_FIELDS = ("minimum", "maximum", "mean", "second_moment", "rows")
+# The second moments of ViT-B take 540 MB; the oldest entries make room for new ones.
+_MAX_BYTES = 4 << 30
 
 
 def folder() -> Path:
@@ -53,11 +55,23 @@ def store(key: str, statistics: Mapping[str, InputStatistics]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(arrays, temporary, metadata={"sha256": _digest(arrays)})
         temporary.rename(path)
+        _make_room(path)
     except (OSError, SafetensorError) as error:
         _log.warning("calibration could not be cached in %s (%s)", path.parent, error)
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def _make_room(newest: Path) -> None:
+    """Removes the oldest entries until all take at most `_MAX_BYTES`; the newest stays in any case."""
+    entries = sorted(newest.parent.glob("*.safetensors"), key=lambda path: path.stat().st_mtime, reverse=True)
+    total = newest.stat().st_size
+    for entry in entries:
+        if entry != newest:
+            total += entry.stat().st_size
+            if total > _MAX_BYTES:
+                entry.unlink()
 
 
 def _read(path: Path) -> Mapping[str, InputStatistics]:

@@ -1,7 +1,9 @@
-"""What calibration remembers of each linear's input: a few numbers per channel, whatever the number of images.
+"""What calibration remembers of each linear's input. Its size does not grow with the number of images.
 
-Per channel suffices for everything the plan needs. Smoothing divides channels, so the range after smoothing follows
-from the range before it; and the mean input gives the mean error of rounded weights.
+- Minimum and maximum per channel: smoothing divides channels, so the range after it follows from the range before.
+- The mean, and the second moments XᵀX / rows of all pairs of channels: they give the output error of any change to the
+  weights, tr(E · XᵀX · Eᵀ), and so decide how weights are rounded (GPTQ, Frantar et al. 2022, calls them the Hessian).
+- A random sample of rows, on which the error of quantizing the input itself is measured.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,15 +15,22 @@ from numpy.typing import NDArray
 
 from vitedge.runtimes.errors import PlanError
 
+SAMPLED_ROWS = 512
+
 
 @dataclass(frozen=True)
 class InputStatistics:
-    """Per input channel of one linear, float32 [in]: minimum, maximum, mean and mean square over all rows seen."""
+    """Of the input of one linear, over all rows seen.
+
+    `minimum`, `maximum` and `mean` are float32 [in], `second_moment` float32 [in, in]; `rows` float32 [up to
+    `SAMPLED_ROWS`, in], each row seen being equally likely among them.
+    """
 
     minimum: NDArray[np.float32]
     maximum: NDArray[np.float32]
     mean: NDArray[np.float32]
-    mean_square: NDArray[np.float32]
+    second_moment: NDArray[np.float32]
+    rows: NDArray[np.float32]
 
     @property
     def absolute_maximum(self) -> NDArray[np.float32]:
@@ -30,7 +39,11 @@ class InputStatistics:
     def divided_by(self, factors: NDArray[np.float32]) -> "InputStatistics":
         """The statistics of the same input with every channel divided by its positive factor."""
         return InputStatistics(
-            self.minimum / factors, self.maximum / factors, self.mean / factors, self.mean_square / factors**2
+            self.minimum / factors,
+            self.maximum / factors,
+            self.mean / factors,
+            self.second_moment / factors / factors[:, None],
+            self.rows / factors,
         )
 
 
@@ -43,29 +56,54 @@ class Observer:
 
     def __init__(self, linear: Callable[[str, torch.Tensor], torch.Tensor]) -> None:
         self._linear = linear
-        self._state: dict[str, tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, int]] = {}
+        self._seen: dict[str, _Seen] = {}
 
     def __call__(self, name: str, x: torch.Tensor) -> torch.Tensor:
         rows = x.reshape(-1, x.shape[-1])
-        low, high = torch.aminmax(rows, dim=0)
-        total, squares, count = rows.double().sum(0), rows.double().square().sum(0), len(rows)
-        if name in self._state:
-            old_low, old_high, old_total, old_squares, old_count = self._state[name]
-            low, high = torch.minimum(low, old_low), torch.maximum(high, old_high)
-            total, squares, count = total + old_total, squares + old_squares, count + old_count
-        self._state[name] = (low, high, total, squares, count)
+        self._seen.setdefault(name, _Seen(x.shape[-1])).add(rows)
         return self._linear(name, x)
 
     def statistics(self) -> Mapping[str, InputStatistics]:
         """The statistics by linear.
 
         Raises:
-            PlanError: An input held NaN or infinity.
+            PlanError: An input held NaN or infinity, or was never anything but zero.
         """
-        result = {}
-        for name, (low, high, total, squares, count) in self._state.items():
-            arrays = (low.numpy(), high.numpy(), (total / count).float().numpy(), (squares / count).float().numpy())
-            if not all(np.isfinite(array).all() for array in arrays):
-                raise PlanError(f"the input of {name} held NaN or infinity during calibration; check the checkpoint")
-            result[name] = InputStatistics(*arrays)
-        return result
+        return {name: seen.statistics(name) for name, seen in self._seen.items()}
+
+
+class _Seen:
+    """Running statistics of rows of one width."""
+
+    def __init__(self, width: int) -> None:
+        self._count = 0
+        self._low, self._high = torch.full((width,), torch.inf), torch.full((width,), -torch.inf)
+        self._sum = torch.zeros(width, dtype=torch.float64)
+        self._products = torch.zeros(width, width)
+        self._rows, self._keys = torch.empty(0, width), torch.empty(0)
+        self._random = torch.Generator().manual_seed(0)
+
+    def add(self, rows: torch.Tensor) -> None:
+        self._count += len(rows)
+        self._low, self._high = torch.minimum(self._low, rows.amin(0)), torch.maximum(self._high, rows.amax(0))
+        self._sum += rows.double().sum(0)
+        self._products.addmm_(rows.T, rows)
+        # Every row draws a key; those with the largest keys so far are a uniform sample, whatever their number.
+        keys = torch.rand(len(rows), generator=self._random)
+        if len(self._keys) == SAMPLED_ROWS:
+            drawn = keys > self._keys.min()
+            rows, keys = rows[drawn], keys[drawn]
+        self._keys, order = torch.cat((self._keys, keys)).topk(min(SAMPLED_ROWS, len(self._keys) + len(keys)))
+        self._rows = torch.cat((self._rows, rows))[order]
+
+    def statistics(self, name: str) -> InputStatistics:
+        moments = self._products / self._count
+        found = (self._low, self._high, (self._sum / self._count).float(), moments, self._rows)
+        if not all(torch.isfinite(tensor).all() for tensor in found):
+            raise PlanError(f"the input of {name} held NaN or infinity during calibration; check the checkpoint")
+        if not moments.diagonal().any():
+            raise PlanError(
+                f"the input of {name} was zero in every calibration image, so that nothing is known of its range;"
+                " calibrate on images like those the encoder will see"
+            )
+        return InputStatistics(*(tensor.numpy() for tensor in found))

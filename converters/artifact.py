@@ -124,7 +124,7 @@ def build_manifest(
         outputs=outputs,
         preprocessing=checkpoint.preprocessing,
         labels=checkpoint.labels,
-        operations=_operations(shape, plan, integer),
+        operations=_operations(shape, integer),
         saturation=saturation,
         source=asdict(checkpoint.origin),
         calibration=calibration,
@@ -133,14 +133,14 @@ def build_manifest(
     )
 
 
-def _operations(shape: EncoderShape, plan: Plan, integer: tuple[str, ...]) -> Operations:
+def _operations(shape: EncoderShape, integer: tuple[str, ...]) -> Operations:
     """Integer modules, float ones with the reason, and multiply-accumulates per image of each kind."""
     tensor_shapes = shape.tensor_shapes
     macs = {
         name: rows * tensor_shapes[f"{name}.weight"][0] * tensor_shapes[f"{name}.weight"][1]
         for name, rows in shape.linears.items()
     }
-    reasons = {name: plan.modules[name].reason if integer else "FP32 model" for name in macs if name not in integer}
+    reasons = {name: "float by the plan" if integer else "FP32 model" for name in macs if name not in integer}
     by_design = {
         "attention scores and context": "two MatMuls of activations, a few percent of the work, around softmax",
         "softmax, LayerNorm, GELU, residual adds": "outliers live here, and the CPU kernels are float",

@@ -1,13 +1,21 @@
 """Lowering to ONNX, for ONNX Runtime's CPU provider.
 
-What becomes integer: every linear of the plan and the patch embedding. A linear is
+What becomes integer: every linear of the plan and the patch embedding. One with a static input is
 
     QuantizeLinear (fixed uint8 scale) -> com.microsoft.MatMulIntegerToFloat (int8 weights, per-channel scale, bias)
 
 one kernel with float output, the fastest form that the CPU provider has: a QDQ pair around MatMul + Add would first be
-fused into Gemm, which has no integer kernel with float output. Residual adds, LayerNorm, softmax, GELU and the two
-attention MatMuls stay float: the provider has no integer kernels for the first four, and the MatMuls are 4 % of the
-work of ViT-B and feed softmax.
+fused into Gemm, which has no integer kernel with float output. One with a dynamic input has a range per row (token): of
+a row x with minimum m and step s = (max - m) / 255, the integers are q = (x - m) / s, and
+
+    x · W = s · (q · W) + m · colsum(W)
+
+which is ReduceMin, ReduceMax, Sub, QuantizeLinear with a scale per row, the same integer kernel, and a multiplication
+and an addition of what comes out. Behind GELU, m is GELU's own minimum: no ReduceMin, and the last term is part of the
+bias.
+
+Residual adds, LayerNorm, softmax, GELU and the two attention MatMuls stay float: the provider has no integer kernels
+for the first four, and the MatMuls are 4 % of the work of ViT-B and feed softmax.
 
 The patch embedding is a linear over flattened patches, so that it is the same integer kernel; quantizing before the
 patches are cut out makes the transpose move bytes instead of floats.
@@ -24,8 +32,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from vitedge.quantization.encoder import Encoder
-from vitedge.quantization.plan import QuantizedLinear
-from vitedge.runtimes.errors import ConversionError, PlanError
+from vitedge.quantization.plan import IntegerWeight, QuantizedLinear, StaticInput
+from vitedge.runtimes.errors import ConversionError
 
 OPSET, IR_VERSION, MINIMUM_RUNTIME = 20, 9, "1.17"
 MODEL_FILE = "model.onnx"
@@ -41,7 +49,6 @@ def convert(encoder: Encoder, linears: Mapping[str, QuantizedLinear], folder: Pa
         batch: Fixed batch size, or None for any.
 
     Raises:
-        PlanError: An integer linear has a dynamic input.
         ConversionError: The model exceeds the 2 GB that one ONNX file can hold.
     """
     graph = _Graph(encoder, linears, batch)
@@ -97,38 +104,80 @@ class _Graph:
         return name
 
     def linear(self, name: str, x: str, output: str | None = None) -> str:
-        """The linear `name` of x [..., in]; x must be quantized already if the linear is integer (see `quantize`)."""
+        """The linear `name` of x [..., in]; x must be what `quantize` returned if the linear is integer."""
         quantized = self.linears.get(name)
         output = output or f"{name}.output"
         if quantized is None:
             weight = self.constant(f"{name}.weight", self.encoder.tensors[f"{name}.weight"].T)
             bias = self.constant(f"{name}.bias", self.encoder.tensors[f"{name}.bias"])
             return self.node("Add", output, [self.node("MatMul", f"{name}.matmul", [x, weight]), bias])
-        input_scale, input_zero_point = self.input_parameters(name, quantized)
+        weights = quantized.weight
+        if quantized.input is not None:
+            inputs = [*self.input_parameters(name, quantized.input), self.constant(f"{name}.bias", weights.bias)]
+            return self.integer_product(name, output, x, weights, *inputs)
+        product = self.integer_product(
+            name, f"{name}.product", x, weights, self.number(1.0), self.constant("uint8_zero", np.uint8(0))
+        )
+        scaled = self.node("Mul", f"{name}.scaled", [product, f"{name}.row_scale"])
+        sums = weights.dequantized().sum(axis=1)
+        known = self.shape.known_minimum(name)
+        if known is not None:
+            offset = self.constant(f"{name}.bias", weights.bias + np.float32(known) * sums)
+        else:
+            minimum = self.node("Mul", f"{name}.offset", [f"{name}.row_minimum", self.constant(f"{name}.sums", sums)])
+            offset = self.node("Add", f"{name}.shift", [minimum, self.constant(f"{name}.bias", weights.bias)])
+        rank = 2 if name in ("pooler.dense", "classifier") else 3
+        if rank == 2:
+            return self.node("Add", output, [scaled, offset])
+        tokens = self.shape.linears[name]
+        shifted = self.node("Add", f"{name}.flat_output", [scaled, offset])
+        return self.node("Reshape", output, [shifted, self.integers(-1, tokens, len(weights.bias))])
+
+    def integer_product(
+        self, name: str, output: str, x: str, weight: IntegerWeight, scale: str, zero_point: str, *bias: str
+    ) -> str:
         inputs = [
             x,
-            self.constant(f"{name}.weight", quantized.weight.values.T),
-            input_scale,
-            self.constant(f"{name}.weight_scale", quantized.weight.scale),
-            input_zero_point,
-            self.constant(f"{name}.weight_zero_point", np.zeros(len(quantized.weight.scale), np.int8)),
-            self.constant(f"{name}.bias", quantized.weight.bias),
+            self.constant(f"{name}.weight", weight.values.T),
+            scale,
+            self.constant(f"{name}.weight_scale", weight.scale),
+            zero_point,
+            self.constant(f"{name}.weight_zero_point", np.zeros(len(weight.scale), np.int8)),
+            *bias,
         ]
         return self.node("MatMulIntegerToFloat", output, inputs, domain="com.microsoft")
 
     def quantize(self, name: str, x: str) -> str:
-        """What the linear `name` reads: x quantized to uint8 if that linear is integer, else x."""
+        """What the linear `name` reads: x [..., in] in uint8 if that linear is integer, else x.
+
+        A dynamic input comes out as [rows, in], with its rows' scales and, if not known, minima in
+        `NAME.row_scale` and `NAME.row_minimum` [rows, 1].
+        """
         quantized = self.linears.get(name)
         if quantized is None:
             return x
-        return self.node("QuantizeLinear", f"{name}.input", [x, *self.input_parameters(name, quantized)])
+        if quantized.input is not None:
+            return self.node("QuantizeLinear", f"{name}.input", [x, *self.input_parameters(name, quantized.input)])
+        width = self.shape.tensor_shapes[f"{name}.weight"][1]
+        rows = self.node("Reshape", f"{name}.rows", [x, self.integers(-1, width)])
+        known = self.shape.known_minimum(name)
+        if known is None:
+            low = self.node("ReduceMin", f"{name}.row_minimum", [rows, self.integers(-1)], keepdims=1)
+        else:
+            low = self.number(known)
+        high = self.node("ReduceMax", f"{name}.row_maximum", [rows, self.integers(-1)], keepdims=1)
+        span = self.node("Sub", f"{name}.row_span", [high, low])
+        step = self.node("Mul", f"{name}.row_step", [span, self.number(1 / 255)])
+        # A row of equal values has no span; any step will do for its zeros.
+        scale = self.node("Max", f"{name}.row_scale", [step, self.number(1e-12)])
+        flat_scale = self.node("Reshape", f"{name}.row_scales", [scale, self.integers(-1)])
+        shifted = self.node("Sub", f"{name}.shifted", [rows, low])
+        return self.node("QuantizeLinear", f"{name}.input", [shifted, flat_scale], axis=0)
 
-    def input_parameters(self, name: str, quantized: QuantizedLinear) -> tuple[str, str]:
+    def input_parameters(self, name: str, static: StaticInput) -> tuple[str, str]:
         """Scale and zero point of the input of the linear `name`, as constants."""
-        if quantized.input is None:
-            raise PlanError(f"{name}: ONNX artifacts need a static input quantization, found dynamic")
-        scale = self.constant(f"{name}.input_scale", np.float32(quantized.input.scale))
-        return scale, self.constant(f"{name}.input_zero_point", np.uint8(quantized.input.zero_point))
+        scale = self.constant(f"{name}.input_scale", np.float32(static.scale))
+        return scale, self.constant(f"{name}.input_zero_point", np.uint8(static.zero_point))
 
     def layernorm(self, name: str, x: str, output: str | None = None) -> str:
         tensors = self.encoder.tensors
@@ -178,7 +227,10 @@ class _Graph:
         """Pixels to tokens [batch, tokens, hidden]."""
         shape, tensors = self.shape, self.encoder.tensors
         rows, columns = shape.grid
-        x = self.quantize("patch_embedding", "pixel_values")
+        # Rows are known only once the patches are cut out.
+        patches = self.linears.get("patch_embedding")
+        dynamic = patches is not None and patches.input is None
+        x = "pixel_values" if dynamic else self.quantize("patch_embedding", "pixel_values")
         height, width = rows * shape.patch_height, columns * shape.patch_width
         if (height, width) != (shape.image_height, shape.image_width):
             x = self.node(
@@ -188,7 +240,7 @@ class _Graph:
         x = self.node("Reshape", "split_patches", [x, split])
         x = self.node("Transpose", "sorted_patches", [x], perm=[0, 2, 4, 1, 3, 5])
         x = self.node("Reshape", "patches", [x, self.integers(0, rows * columns, shape.patch_values)])
-        x = self.linear("patch_embedding", x)
+        x = self.linear("patch_embedding", self.quantize("patch_embedding", x) if dynamic else x)
         positions = tensors["position_embeddings"]
         x = self.node("Add", "positioned_patches", [x, self.constant("patch_positions", positions[1:])])
         # The class token and its position are one constant row; Expand gives it the batch.

@@ -4,6 +4,11 @@ What becomes integer: every linear of the plan and the patch embedding. A linear
 
     FakeQuantize (256 levels, fixed range) -> MatMul or 1×1 Convolution by int8 weights (Convert · Multiply) -> Add bias
 
+A dynamic input has a range per row (token). Of a row x with minimum m and step s = (max - m) / 255, the integers are
+q = (x - m) / s, and x · W = s · (q · W) + m · colsum(W): the row is normalized to [0, 255] in float, the FakeQuantize
+has that fixed range, and what comes out is scaled and shifted. Behind GELU, m is GELU's own minimum, and the last term
+part of the bias.
+
 The plugin turns FakeQuantize into u8 and runs the product in integers. Which product is faster depends on the CPU: on
 those without VNNI (target `avx2`) integer MatMuls fall into a slow generic kernel, while 1×1 convolutions have a fast
 one, so every linear becomes a convolution and tokens are kept as [batch, tokens, 1, hidden], the shape that a permute
@@ -25,7 +30,7 @@ from numpy.typing import NDArray
 from openvino import opset13 as ops
 
 from vitedge.quantization.encoder import Encoder
-from vitedge.quantization.plan import QuantizedLinear, StaticInput
+from vitedge.quantization.plan import IntegerWeight, QuantizedLinear, StaticInput
 from vitedge.runtimes.errors import PlanError
 
 MODEL_FILES = ("model.xml", "model.bin")
@@ -44,13 +49,13 @@ def convert(
 
     Args:
         encoder: The encoder that the integers belong to.
-        linears: Integer linears by name, with static inputs; the others stay float. Empty for the FP32 model.
+        linears: Integer linears by name; the others stay float. Empty for the FP32 model.
         folder: Existing folder to write into.
         batch: Fixed batch size, or None for any.
         as_convolutions: Integer linears as 1×1 convolutions, for CPUs without VNNI.
 
     Raises:
-        PlanError: An integer linear has a dynamic input.
+        PlanError: The patch embedding has a dynamic input.
     """
     model = _Graph(encoder, linears, batch, as_convolutions).model()
     openvino.save_model(model, folder / MODEL_FILES[0], compress_to_fp16=False)
@@ -58,6 +63,12 @@ def convert(
 
 def _constant(value: NDArray[np.generic] | np.generic) -> Any:
     return ops.constant(np.asarray(value, order="C"))
+
+
+def _ends(static: StaticInput) -> tuple[np.float32, np.float32]:
+    """The reals that 0 and 255 stand for."""
+    scale = np.float32(static.scale)
+    return -scale * np.float32(static.zero_point), scale * np.float32(255 - static.zero_point)
 
 
 def _integers(*values: int) -> Any:
@@ -110,15 +121,9 @@ class _Graph:
         unit = (1,) if self.as_convolutions else ()
         return ops.reshape(x, _integers(0, rows, *unit, width), True)
 
-    def quantized_input(self, name: str, x: Any, static: StaticInput | None) -> Any:
-        if static is None:
-            raise PlanError(f"{name}: OpenVINO artifacts need a static input quantization, found dynamic")
-        scale = np.float32(static.scale)
-        low, high = (
-            _constant(-scale * np.float32(static.zero_point)),
-            _constant(scale * np.float32(255 - static.zero_point)),
-        )
-        return ops.fake_quantize(x, low, high, low, high, 256)
+    def quantized_input(self, x: Any, low: np.float32, high: np.float32) -> Any:
+        ends = _constant(low), _constant(high)
+        return ops.fake_quantize(x, *ends, *ends, 256)
 
     def linear(self, name: str, x: Any) -> Any:
         """The linear `name` of tokens."""
@@ -126,14 +131,36 @@ class _Graph:
         if quantized is None:
             weight = _constant(self.encoder.tensors[f"{name}.weight"])
             return ops.add(ops.matmul(x, weight, False, True), _constant(self.encoder.tensors[f"{name}.bias"]))
-        values, scale, bias = quantized.weight.values, quantized.weight.scale, quantized.weight.bias
-        if not self.as_convolutions:
-            x = self.quantized_input(name, x, quantized.input)
-            weight = ops.multiply(ops.convert(_constant(values), "f32"), _constant(scale[:, None]))
-            return ops.add(ops.matmul(x, weight, False, True, name=name), _constant(bias))
-        x = self.quantized_input(name, ops.transpose(x, _integers(0, 3, 1, 2)), quantized.input)
-        x = self.convolution(name, x, values[:, :, None, None], scale, bias, (1, 1))
-        return ops.transpose(x, _integers(0, 2, 3, 1))
+        if quantized.input is not None:
+            return self.product(name, x, quantized.weight, *_ends(quantized.input), bias=quantized.weight.bias)
+        known = self.shape.known_minimum(name)
+        low = _constant(np.float32(known)) if known is not None else ops.reduce_min(x, _integers(-1), True)
+        step = ops.multiply(ops.subtract(ops.reduce_max(x, _integers(-1), True), low), _constant(np.float32(1 / 255)))
+        step = ops.maximum(step, _constant(np.float32(1e-12)))  # a row of equal values has no span
+        steps = ops.divide(ops.subtract(x, low), step)
+        scaled = ops.multiply(self.product(name, steps, quantized.weight, np.float32(0), np.float32(255)), step)
+        sums = quantized.weight.dequantized().sum(axis=1)
+        if known is not None:
+            return ops.add(scaled, _constant(quantized.weight.bias + np.float32(known) * sums))
+        return ops.add(scaled, ops.add(ops.multiply(low, _constant(sums)), _constant(quantized.weight.bias)))
+
+    def product(
+        self,
+        name: str,
+        x: Any,
+        weight: IntegerWeight,
+        low: np.float32,
+        high: np.float32,
+        bias: NDArray[np.float32] | None = None,
+    ) -> Any:
+        """Tokens, rounded to 256 levels from low to high, times integer weights, plus the bias if one is given."""
+        if self.as_convolutions:
+            x = self.quantized_input(ops.transpose(x, _integers(0, 3, 1, 2)), low, high)
+            x = self.convolution(name, x, weight.values[:, :, None, None], weight.scale, bias, (1, 1))
+            return ops.transpose(x, _integers(0, 2, 3, 1))
+        filters = ops.multiply(ops.convert(_constant(weight.values), "f32"), _constant(weight.scale[:, None]))
+        x = ops.matmul(self.quantized_input(x, low, high), filters, False, True, name=name)
+        return x if bias is None else ops.add(x, _constant(bias))
 
     def convolution(
         self,
@@ -141,15 +168,15 @@ class _Graph:
         x: Any,
         weight: NDArray[np.generic],
         scale: NDArray[np.float32] | None,
-        bias: NDArray[np.float32],
+        bias: NDArray[np.float32] | None,
         stride: tuple[int, int],
     ) -> Any:
-        """Convolution without padding, by float weights or, given their scale, int8 ones; NCHW."""
+        """Convolution without padding, by float weights or, given their scale, int8 ones, plus the bias; NCHW."""
         filters = _constant(weight)
         if scale is not None:
             filters = ops.multiply(ops.convert(filters, "f32"), _constant(scale[:, None, None, None]))
         x = ops.convolution(x, filters, list(stride), [0, 0], [0, 0], [1, 1], name=name)
-        return ops.add(x, _constant(bias[None, :, None, None]))
+        return x if bias is None else ops.add(x, _constant(bias[None, :, None, None]))
 
     def layernorm(self, name: str, x: Any) -> Any:
         tensors = self.encoder.tensors
@@ -183,7 +210,11 @@ class _Graph:
             weight, bias = tensors["patch_embedding.weight"].reshape(filter_dims), tensors["patch_embedding.bias"]
             x = self.convolution("patch_embedding", pixels, weight, None, bias, patch)
         else:
-            x = self.quantized_input("patch_embedding", pixels, quantized.input)
+            if quantized.input is None:
+                raise PlanError(
+                    'patch_embedding: OpenVINO convolves whole images, so its input has no rows; make it "static"'
+                )
+            x = self.quantized_input(pixels, *_ends(quantized.input))
             integers = quantized.weight
             values = integers.values.reshape(filter_dims)
             x = self.convolution("patch_embedding", x, values, integers.scale, integers.bias, patch)

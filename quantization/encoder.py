@@ -39,6 +39,15 @@ ACTIVATIONS: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "silu": functional.silu,
     "tanh": torch.tanh,
 }
+# No value of these functions is smaller (their minima, rounded down).
+_ACTIVATION_MINIMUM: Mapping[str, float] = {
+    "gelu": -0.1700,
+    "gelu_tanh": -0.1701,
+    "quick_gelu": -0.1637,
+    "relu": 0.0,
+    "silu": -0.2785,
+    "tanh": -1.0,
+}
 
 
 @dataclass(frozen=True)
@@ -104,6 +113,10 @@ class EncoderShape:
         if self.classes:
             rows["classifier"] = 1
         return rows
+
+    def known_minimum(self, name: str) -> float | None:
+        """What no input of a linear can be smaller than, where it comes out of an activation; else None."""
+        return _ACTIVATION_MINIMUM[self.activation] if name.endswith(".mlp.fc2") else None
 
     @property
     def attention_macs(self) -> int:

@@ -1,20 +1,21 @@
 """The quantization plan: every decision about integers, made once, keyed by module name, lowered by all converters.
 
-A plan holds the smoothed float tensors' factors, and for every linear its integer weights per weight width, its input
-range, and whether it stays float and why. What differs between runtimes is only a `Recipe`: how wide the weights are
-and whether inputs are quantized with a fixed or a per-row scale. `Plan.linears(runtime)` resolves the two into what a
-converter lowers; a linear that is absent there is float.
+A plan has two halves. The **recipes** say, for each runtime, in which format weights are kept and how each linear is
+computed; they are short, and made to be read and edited by hand. The **modules** hold what follows from them and from
+the calibration images: integer weights by format, and the range of each input. `Plan.linears(runtime)` resolves the two
+into what a converter lowers; a linear that is absent there is float.
 
 On disk a plan is `plan.json` (readable, diffable) beside `plan.safetensors` (the arrays).
 """
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal, cast
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,30 +24,103 @@ from safetensors.numpy import load_file, save_file
 
 from vitedge.runtimes.errors import PlanError
 
-FORMAT = "vitedge-plan/1"
-WEIGHT_RANGES: Mapping[int, tuple[int, int]] = MappingProxyType({7: (-64, 63), 8: (-127, 127)})
+FORMAT = "vitedge-plan/2"
+PLAN_FILE, ARRAYS_FILE = "plan.json", "plan.safetensors"
+_MAX_DOCUMENT_BYTES = 16 << 20
+# How a linear is computed: integers under one fixed input range, or under the range of each row (token); or in float.
+Precision = Literal["static", "dynamic", "float"]
+
+
+@dataclass(frozen=True)
+class WeightFormat:
+    """Which integers a weight may hold: magnitudes up to `limit`; if `pair_safe`, also |v + w| ≤ 128 for every two
+    inputs that a kernel may add in 16 bits (see `saturation.py`).
+    """
+
+    limit: int
+    pair_safe: bool = False
+
+
+# int8-pair-safe is what x86 CPUs without VNNI compute exactly, and nearly as accurate as all 8 bits.
+WEIGHT_FORMATS: Mapping[str, WeightFormat] = MappingProxyType(
+    {"int8": WeightFormat(127), "int8-pair-safe": WeightFormat(127, pair_safe=True), "int7": WeightFormat(64)}
+)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a runtime computes its integer linears: weight width in bits, and fixed or per-row input scales."""
+    """How one runtime computes the linears.
 
-    weight_bits: int
-    activations: Literal["static", "dynamic"]
+    Attributes:
+        weights: A key of `WEIGHT_FORMATS`.
+        precisions: `Precision` by module name or pattern (`layers.*.mlp.fc2`); the last one that matches counts.
+    """
+
+    weights: str
+    precisions: Mapping[str, Precision]
 
     def __post_init__(self) -> None:
-        if self.weight_bits not in WEIGHT_RANGES or self.activations not in ("static", "dynamic"):
-            raise PlanError(f"recipe: expected 7 or 8 weight bits and static or dynamic activations, found {self}")
+        if self.weights not in WEIGHT_FORMATS:
+            raise PlanError(f"recipe: expected weights to be one of {', '.join(WEIGHT_FORMATS)}, found {self.weights}")
+        for pattern, precision in self.precisions.items():
+            if precision not in get_args(Precision):
+                expected = ", ".join(get_args(Precision))
+                raise PlanError(f"recipe: {pattern}: expected one of {expected}, found {precision}")
+
+    def precision(self, name: str) -> Precision:
+        """That of a linear.
+
+        Raises:
+            PlanError: No pattern matches it.
+        """
+        found = [precision for pattern, precision in self.precisions.items() if fnmatchcase(name, pattern)]
+        if not found:
+            raise PlanError(f'recipe: nothing matches {name}; begin with a pattern for all, such as "*": "static"')
+        return found[-1]
+
+    def check(self, names: Iterable[str]) -> None:
+        """Refuses a recipe that does not fit an encoder's linears.
+
+        Raises:
+            PlanError: A pattern matches no linear, or a linear no pattern.
+        """
+        names = tuple(names)
+        for pattern in self.precisions:
+            if not any(fnmatchcase(name, pattern) for name in names):
+                raise PlanError(
+                    f"recipe: {pattern} matches no linear of this encoder; it has {', '.join(names[:6])}, …"
+                )
+        for name in names:
+            self.precision(name)
+
+    def with_precisions(self, changed: Mapping[str, Precision]) -> "Recipe":
+        """The same recipe with some linears decided anew; they come last, so that they count."""
+        kept = {pattern: precision for pattern, precision in self.precisions.items() if pattern not in changed}
+        return Recipe(self.weights, {**kept, **changed})
 
 
-# 7-bit weights cannot saturate the 16-bit sums of CPUs without VNNI: 2 · 255 · 64 = 32640 < 32768. TFLite's CPU
-# kernels widen before they add, so its weights use 8 bits everywhere.
-_TFLITE = Recipe(8, "dynamic")
+# The input of fc2 comes out of GELU, which smoothing cannot be folded through; a range per row costs 2 % of the time
+# in ONNX Runtime and in OpenVINO's MatMul, and gains several dB. In front of OpenVINO's 1×1 convolution it costs 15 %.
+_STATIC: Mapping[str, Precision] = MappingProxyType({"*": "static"})
+_ROWS_FOR_FC2: Mapping[str, Precision] = MappingProxyType({"*": "static", "layers.*.mlp.fc2": "dynamic"})
+_DYNAMIC: Mapping[str, Precision] = MappingProxyType({"*": "dynamic"})
+# XNNPACK, which runs TFLite, quantizes rows at run time and widens before it adds: all 8 bits are safe everywhere.
+_TFLITE = Recipe("int8", _DYNAMIC)
 TARGETS: Mapping[str, Mapping[str, Recipe]] = MappingProxyType(
     {
-        "avx2": {"onnx": Recipe(7, "static"), "openvino": Recipe(7, "static"), "tflite": _TFLITE},
-        "vnni": {"onnx": Recipe(8, "static"), "openvino": Recipe(8, "static"), "tflite": _TFLITE},
-        "arm64": {"onnx": Recipe(8, "static"), "openvino": Recipe(8, "static"), "tflite": _TFLITE},
+        "avx2": {
+            "onnx": Recipe("int8-pair-safe", _ROWS_FOR_FC2),
+            "openvino": Recipe("int8-pair-safe", _STATIC),
+            "tflite": _TFLITE,
+        },
+        **{
+            target: {
+                "onnx": Recipe("int8", _ROWS_FOR_FC2),
+                "openvino": Recipe("int8", _ROWS_FOR_FC2),
+                "tflite": _TFLITE,
+            }
+            for target in ("vnni", "arm64")
+        },
     }
 )
 
@@ -80,7 +154,7 @@ class IntegerWeight:
 
 @dataclass(frozen=True)
 class QuantizedLinear:
-    """What a converter lowers: integer weights and the input's fixed quantization, or None for a scale per row."""
+    """What a converter lowers: integer weights and the input's fixed quantization, or None for a range per row."""
 
     weight: IntegerWeight
     input: StaticInput | None
@@ -88,30 +162,29 @@ class QuantizedLinear:
 
 @dataclass(frozen=True)
 class ModulePlan:
-    """The decision for one linear: float, with the reason, or integer, with its weights by width and its input."""
+    """What calibration made of one linear: the fixed quantization of its input, and its weights by format."""
 
-    precision: Literal["int8", "float"]
-    reason: str
-    input: StaticInput | None = None
-    weights: Mapping[int, IntegerWeight] = field(default_factory=dict)
+    input: StaticInput
+    weights: Mapping[str, IntegerWeight] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.precision == "int8" and (self.input is None or not self.weights):
-            raise PlanError("an int8 module needs an input quantization and weights")
-        for bits, weight in self.weights.items():
-            low, high = WEIGHT_RANGES[bits]
-            if weight.values.min() < low or weight.values.max() > high:
-                raise PlanError(f"{bits}-bit weights must lie within [{low}, {high}]")
+        for name, weight in self.weights.items():
+            limit = WEIGHT_FORMATS[name].limit
+            if weight.values.min() < -limit or weight.values.max() > limit:
+                raise PlanError(f"{name} weights must lie within [-{limit}, {limit}]")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The whole plan. `smoothing` maps a folding point to its per-channel factors (see `smoothing.py`)."""
+    """The whole plan. `smoothing` maps a linear to the factors [in] that its input is divided by (`smoothing.py`); they
+    were made with `strength`.
+    """
 
     checkpoint_digest: str
     calibration_digest: str
     target: str
     recipes: Mapping[str, Recipe]
+    strength: float
     smoothing: Mapping[str, NDArray[np.float32]]
     modules: Mapping[str, ModulePlan]
 
@@ -119,11 +192,9 @@ class Plan:
         """The integer linears of one runtime, by module name."""
         recipe = self.recipes[runtime]
         return {
-            name: QuantizedLinear(
-                module.weights[recipe.weight_bits], module.input if recipe.activations == "static" else None
-            )
+            name: quantized_linear(module, recipe.weights, recipe.precision(name))
             for name, module in self.modules.items()
-            if module.precision == "int8"
+            if recipe.precision(name) != "float"
         }
 
     def digest(self) -> str:
@@ -135,30 +206,82 @@ class Plan:
 
     def save(self, folder: Path) -> None:
         """Writes `plan.json` and `plan.safetensors` into the folder."""
-        (folder / "plan.json").write_text(json.dumps(self._document(), indent=1) + "\n")
-        save_file(self._arrays(), folder / "plan.safetensors")
+        (folder / PLAN_FILE).write_text(json.dumps(self._document(), indent=1) + "\n", encoding="utf-8")
+        save_file(self._arrays(), folder / ARRAYS_FILE)
 
     def _document(self) -> dict[str, object]:
-        modules = {
-            name: {"precision": m.precision, "reason": m.reason, "input": asdict(m.input) if m.input else None}
-            for name, m in self.modules.items()
-        }
         return {
             "format": FORMAT,
             "checkpoint_digest": self.checkpoint_digest,
             "calibration_digest": self.calibration_digest,
             "target": self.target,
-            "recipes": {runtime: asdict(recipe) for runtime, recipe in self.recipes.items()},
-            "modules": modules,
+            "smoothing_strength": self.strength,
+            "recipes": {
+                runtime: {"weights": recipe.weights, "precisions": dict(recipe.precisions)}
+                for runtime, recipe in self.recipes.items()
+            },
+            "inputs": {name: asdict(module.input) for name, module in self.modules.items()},
         }
 
     def _arrays(self) -> dict[str, NDArray[np.generic]]:
         arrays: dict[str, NDArray[np.generic]] = {f"smoothing/{k}": v for k, v in self.smoothing.items()}
         for name, module in self.modules.items():
-            for bits, weight in module.weights.items():
+            for weight_format, weight in module.weights.items():
                 for part, array in vars(weight).items():
-                    arrays[f"{name}/{bits}/{part}"] = np.ascontiguousarray(array)
+                    arrays[f"{name}/{weight_format}/{part}"] = np.ascontiguousarray(array)
         return arrays
+
+
+def quantized_linear(module: ModulePlan, weight_format: str, precision: Precision) -> QuantizedLinear:
+    """A linear as a recipe asks for it; `precision` is not float."""
+    return QuantizedLinear(module.weights[weight_format], module.input if precision == "static" else None)
+
+
+@dataclass(frozen=True)
+class PlanDecisions:
+    """The half of a plan that people edit. The other half follows from it and the calibration images."""
+
+    path: Path
+    checkpoint_digest: str
+    target: str
+    recipes: Mapping[str, Recipe]
+
+    def check(self, checkpoint_digest: str, linears: Iterable[str]) -> None:
+        """Refuses a plan of another checkpoint, and one that does not fit its linears.
+
+        Raises:
+            PlanError: It is one.
+        """
+        if self.checkpoint_digest != checkpoint_digest:
+            raise PlanError(
+                f"{self.path}: made for the checkpoint with digest {self.checkpoint_digest[:12]}…, but this one has"
+                f" {checkpoint_digest[:12]}…; build from that checkpoint, or without --plan"
+            )
+        names = tuple(linears)
+        for runtime, recipe in self.recipes.items():
+            try:
+                recipe.check(names)
+            except PlanError as error:
+                raise PlanError(f"{self.path}: {runtime} {error}") from error
+
+
+def load_decisions(path: Path) -> PlanDecisions:
+    """Reads the decisions of a `plan.json`, as `Plan.save` wrote it or edited since; a build's folder will do.
+
+    Raises:
+        PlanError: No such file, not a plan, or a decision that does not exist.
+    """
+    path = path / PLAN_FILE if path.is_dir() else path
+    document = _document(path)
+    try:
+        recipes = {
+            runtime: Recipe(entry["weights"], entry["precisions"]) for runtime, entry in document["recipes"].items()
+        }
+        return PlanDecisions(path, str(document["checkpoint_digest"]), str(document["target"]), recipes)
+    except PlanError as error:
+        raise PlanError(f"{path}: {error}") from error
+    except (KeyError, TypeError, AttributeError) as error:
+        raise _unreadable(path, error) from error
 
 
 def load_plan(folder: Path) -> Plan:
@@ -167,34 +290,46 @@ def load_plan(folder: Path) -> Plan:
     Raises:
         PlanError: A file is missing, not a plan, or contradicts itself.
     """
-    path = folder / "plan.json"
+    path = folder / PLAN_FILE
+    decisions, document = load_decisions(path), _document(path)
     try:
-        document = json.loads(path.read_text())
-        arrays = load_file(folder / "plan.safetensors")
-        if document["format"] != FORMAT:
-            raise PlanError(f"{path}: expected a plan of format {FORMAT}, found {document['format']}")
+        arrays = load_file(folder / ARRAYS_FILE)
         return Plan(
-            checkpoint_digest=str(document["checkpoint_digest"]),
+            checkpoint_digest=decisions.checkpoint_digest,
             calibration_digest=str(document["calibration_digest"]),
-            target=str(document["target"]),
-            recipes={runtime: Recipe(**recipe) for runtime, recipe in document["recipes"].items()},
+            target=decisions.target,
+            recipes=decisions.recipes,
+            strength=float(document["smoothing_strength"]),
             smoothing={k.removeprefix("smoothing/"): v for k, v in arrays.items() if k.startswith("smoothing/")},
-            modules={name: _module(name, entry, arrays) for name, entry in document["modules"].items()},
+            modules={name: _module(name, entry, arrays) for name, entry in document["inputs"].items()},
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
-        raise PlanError(f"{path} is not a readable plan ({type(error).__name__}: {error}); build it again") from error
+        raise _unreadable(path, error) from error
 
 
-def _module(name: str, entry: Mapping[str, object], arrays: Mapping[str, NDArray[np.generic]]) -> ModulePlan:
-    fields = {k.removeprefix(name + "/"): v for k, v in arrays.items() if k.startswith(name + "/")}
+def _document(path: Path) -> Mapping[str, Any]:
+    try:
+        if path.stat().st_size > _MAX_DOCUMENT_BYTES:
+            raise PlanError(f"{path}: expected a plan of at most {_MAX_DOCUMENT_BYTES} bytes; build it again")
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise PlanError(f"{path}: no such plan; expected the {PLAN_FILE} of a build") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise _unreadable(path, error) from error
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        found = document.get("format") if isinstance(document, dict) else type(document).__name__
+        raise PlanError(f"{path}: expected a plan of format {FORMAT}, found {found}; build it again")
+    return document
+
+
+def _unreadable(path: Path, error: Exception) -> PlanError:
+    return PlanError(f"{path} is not a readable plan ({type(error).__name__}: {error}); build it again")
+
+
+def _module(name: str, entry: Mapping[str, Any], arrays: Mapping[str, NDArray[np.generic]]) -> ModulePlan:
+    parts = {tuple(key.split("/")[1:]): value for key, value in arrays.items() if key.startswith(name + "/")}
     weights = {
-        int(bits): IntegerWeight(**{field: fields[f"{bits}/{field}"] for field in ("values", "scale", "bias")})  # type: ignore[arg-type]
-        for bits in sorted({key.split("/")[0] for key in fields})
+        weight_format: IntegerWeight(*(parts[weight_format, part] for part in ("values", "scale", "bias")))  # type: ignore[arg-type]
+        for weight_format in sorted({key[0] for key in parts})
     }
-    static = cast("Mapping[str, float] | None", entry["input"])
-    return ModulePlan(
-        precision=cast("Literal['int8', 'float']", entry["precision"]),
-        reason=str(entry["reason"]),
-        input=StaticInput(float(static["scale"]), int(static["zero_point"])) if static else None,
-        weights=weights,
-    )
+    return ModulePlan(StaticInput(float(entry["scale"]), int(entry["zero_point"])), weights)

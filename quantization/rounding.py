@@ -1,67 +1,162 @@
-"""From floats to integers: weight scales, weight rounding with bias correction, and fixed input ranges.
+"""Weights from floats to integers: scales, rounding with second-order information, bias correction.
 
-Weights are per-channel symmetric: w = scale · q. The scale is searched: for every output channel, a step below the one
-that just covers the largest weight trades a little clipping of it for finer steps everywhere else. The error that
-counts is that of the output, so each column's squared error is weighted by the mean square of its input.
+Weights are per-channel symmetric: w = scale · q. Two steps choose q, both judged by the error of the linear's *output*
+over the calibration images, tr(E · H · Eᵀ) with E the weight error and H the second moments of the input:
 
-Inputs are per-tensor asymmetric uint8 over the whole range seen. Nothing is clipped: on pretrained ViTs the outliers
-carry the function, and even the 99.999th percentile costs several dB.
+1. The scale of every output channel is searched, under nearest rounding and the diagonal of H. A step below the one
+   that covers the largest weight clips a little and is finer everywhere else.
+2. GPTQ (Frantar et al. 2022, arXiv:2210.17323) rounds column by column and lets the columns that are still open take
+   back the error of each: w_rest -= (w_j - scale · q_j) / U_jj · U_j,rest, with UᵀU = H⁻¹, U upper triangular.
+
+H is taken about the mean input, because the bias takes back what rounding shifts on average: E · mean.
+
+**Pair-safe weights** use all 8 bits and yet never saturate on CPUs without VNNI (see `saturation.py`): of two columns
+that a kernel adds in 16 bits, |v + w| ≤ 128 must hold. If two targets together exceed that, each gives up half of the
+excess, the second is clamped to what the first leaves, and GPTQ makes up for it in later columns. The scale search
+knows of it and ends, at the latest, at the step under which every weight is within ±64 and no pair is too large. On
+vit-s14-real the loss is 37.2 dB below the signal, against 37.9 of free int8 and 32.3 of 7 bits.
 """
 
-from typing import Protocol
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from vitedge.calibration.observers import InputStatistics
 from vitedge.quantization.encoder import FloatArray
-from vitedge.quantization.plan import WEIGHT_RANGES, IntegerWeight, StaticInput
+from vitedge.quantization.plan import IntegerWeight, WeightFormat
+from vitedge.quantization.saturation import PAIR_SUM_LIMIT
 
-# Fractions of the covering scale that are tried for every output channel.
-_SCALE_FRACTIONS = np.linspace(0.7, 1.0, 16, dtype=np.float32)
-
-
-class Rounding(Protocol):
-    """Rounds a float weight [out, in] and its bias [out] to integers of a width, given its input's statistics."""
-
-    def __call__(
-        self, weight: FloatArray, bias: FloatArray, statistics: InputStatistics, bits: int
-    ) -> IntegerWeight: ...
+_BLOCK = 128
+# Share of H's diagonal that is added to it. On vit-s14-real 0.01, 0.001 and the usual share of the *mean* diagonal give
+# the same 37.3 to 37.7 dB; a share of each element is the one that commutes with smoothing.
+_DAMPING = 1e-3
+_SCALE_STEPS = 20
+_SMALLEST_FRACTION = 0.6
 
 
-def round_to_nearest(weight: FloatArray, bias: FloatArray, statistics: InputStatistics, bits: int) -> IntegerWeight:
-    """Nearest integers under the best scale per output channel, and a bias that takes back the mean error."""
-    scale = best_scale(weight, statistics.mean_square, bits)
-    values = _nearest(weight, scale, bits)
-    error = values.astype(np.float32) * scale[:, None] - weight
-    return IntegerWeight(values, scale, (bias - error @ statistics.mean).astype(np.float32))
+@dataclass(frozen=True)
+class Factor:
+    """What rounding needs of an input: mean [in] and variance [in], and U [in, in] with UᵀU the inverse covariance."""
+
+    mean: torch.Tensor
+    variance: torch.Tensor
+    inverse_root: torch.Tensor
+
+    def divided_by(self, factors: FloatArray) -> "Factor":
+        """That of the same input with every channel divided by its factor."""
+        divisor = torch.from_numpy(factors)
+        return Factor(self.mean / divisor, self.variance / divisor.square(), self.inverse_root * divisor)
 
 
-def best_scale(weight: FloatArray, mean_square: FloatArray, bits: int) -> FloatArray:
-    """The scale per output channel, float32 [out], that minimizes the squared output error of nearest rounding.
+def factorize(statistics: InputStatistics) -> Factor:
+    """The factor of an input, by its covariance about the mean; a channel that never moved is rounded on its own."""
+    mean = torch.from_numpy(statistics.mean).double()
+    covariance = torch.from_numpy(statistics.second_moment).double()
+    covariance -= torch.outer(mean, mean)
+    variance = covariance.diagonal().clamp_min(0)
+    # Channels that are constant, but for rounding, would make the matrix singular.
+    covariance.diagonal().copy_(variance * (1 + _DAMPING) + 1e-7 * variance.mean() + 1e-12)
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(covariance))
+    return Factor(mean.float(), variance.float() + 1e-12, torch.linalg.cholesky(inverse, upper=True).float())
+
+
+def round_weights(
+    weight: FloatArray, bias: FloatArray, factor: Factor, formats: Mapping[str, WeightFormat]
+) -> dict[str, IntegerWeight]:
+    """Integers for every format, and a bias that takes back the mean error.
 
     Args:
         weight: float32 [out, in].
-        mean_square: float32 [in], mean square of each input channel.
-        bits: A key of `WEIGHT_RANGES`.
+        bias: float32 [out].
+        factor: Of the linear's input.
+        formats: By name.
     """
-    covering = np.maximum(np.abs(weight).max(axis=1), np.finfo(np.float32).tiny * 256) / WEIGHT_RANGES[bits][1]
-    best, best_error = covering, np.full(len(weight), np.inf, np.float32)
-    for fraction in _SCALE_FRACTIONS:
+    exact = torch.from_numpy(weight)
+    rounded = {}
+    for name, weight_format in formats.items():
+        scale = best_scale(exact, factor.variance, weight_format)
+        values = gptq(exact, scale, factor, weight_format)
+        shift = ((values * scale[:, None] - exact) @ factor.mean).numpy()
+        rounded[name] = IntegerWeight(values.to(torch.int8).numpy(), scale.numpy(), (bias - shift).astype(np.float32))
+    return rounded
+
+
+def best_scale(weight: torch.Tensor, variance: torch.Tensor, weight_format: WeightFormat) -> torch.Tensor:
+    """The scale per output channel, float32 [out], that minimizes the output error of nearest rounding.
+
+    Args:
+        weight: float32 [out, in].
+        variance: float32 [in], of the input.
+        weight_format: Which integers there are.
+    """
+    covering = weight.abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny * 256) / weight_format.limit
+    # Of pair-safe weights the step under which none exceeds ±64 is always good enough.
+    largest = 1.0 if not weight_format.pair_safe else weight_format.limit / (PAIR_SUM_LIMIT // 2)
+    best, best_error = covering, torch.full_like(covering, torch.inf)
+    for fraction in torch.linspace(_SMALLEST_FRACTION, largest, _SCALE_STEPS).tolist():
         scale = covering * fraction
-        rounded = _nearest(weight, scale, bits).astype(np.float32) * scale[:, None]
-        error = np.square(rounded - weight) @ mean_square
-        best = np.where(error < best_error, scale, best)
-        best_error = np.minimum(error, best_error)
-    return np.asarray(best, np.float32)
+        rounded = round_to_nearest(weight / scale[:, None], weight_format) * scale[:, None]
+        error = (rounded - weight).square() @ variance
+        best = torch.where(error < best_error, scale, best)
+        best_error = torch.minimum(error, best_error)
+    return best
 
 
-def _nearest(weight: FloatArray, scale: FloatArray, bits: int) -> np.ndarray[tuple[int, ...], np.dtype[np.int8]]:
-    low, high = WEIGHT_RANGES[bits]
-    return np.asarray(np.clip(np.rint(weight / scale[:, None]), low, high), np.int8)
+def round_to_nearest(steps: torch.Tensor, weight_format: WeightFormat) -> torch.Tensor:
+    """The nearest integers of a format to weights [out, in] in units of their scale."""
+    limit = weight_format.limit
+    if not weight_format.pair_safe:
+        return steps.round().clamp(-limit, limit)
+    even = steps.shape[1] // 2 * 2
+    result = steps.round().clamp(-limit, limit)
+    first = _share_excess(steps[:, 0:even:2], steps[:, 1:even:2]).round().clamp(-limit, limit)
+    result[:, 0:even:2] = first
+    result[:, 1:even:2] = _beside(first, steps[:, 1:even:2].round()).clamp(-limit, limit)
+    return result
 
 
-def covering_input(minimum: float, maximum: float) -> StaticInput:
-    """The uint8 quantization that covers [minimum, maximum] and represents 0 exactly."""
-    low, high = min(minimum, 0.0), max(maximum, 0.0)
-    scale = float(np.float32(max((high - low) / 255, 1e-12)))
-    return StaticInput(scale, int(np.clip(round(-low / scale), 0, 255)))
+def gptq(weight: torch.Tensor, scale: torch.Tensor, factor: Factor, weight_format: WeightFormat) -> torch.Tensor:
+    """GPTQ's integers, float32 [out, in], for given scales.
+
+    Args:
+        weight: float32 [out, in].
+        scale: float32 [out].
+        factor: Of the input.
+        weight_format: Which integers there are.
+    """
+    root, limit = factor.inverse_root, weight_format.limit
+    # Transposed: the loop walks over inputs, and rows are contiguous.
+    rest, values = weight.T.contiguous(), torch.empty_like(weight.T, memory_format=torch.contiguous_format)
+    for start in range(0, len(rest), _BLOCK):
+        block, errors = rest[start : start + _BLOCK], []
+        for column in range(len(block)):
+            at = start + column
+            steps = block[column] / scale
+            if weight_format.pair_safe and at % 2 == 0 and at + 1 < len(rest):
+                steps = _share_excess(steps, block[column + 1] / scale)
+            value = steps.round()
+            if weight_format.pair_safe and at % 2 == 1:
+                value = _beside(values[at - 1], value)
+            values[at] = value.clamp(-limit, limit)
+            error = (block[column] - values[at] * scale) / root[at, at]
+            block[column + 1 :].addr_(root[at, at + 1 : start + len(block)], error, alpha=-1)
+            errors.append(error)
+        rest[start + _BLOCK :].addmm_(
+            root[start : start + len(block), start + _BLOCK :].T, torch.stack(errors), alpha=-1
+        )
+    return values.T.contiguous()
+
+
+def _share_excess(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """The first of two targets, less half of what their sum exceeds the limit by; both in units of the scale."""
+    excess = ((first + second).abs() - PAIR_SUM_LIMIT).clamp_min(0) * (first * second > 0)
+    return first - first.sign() * excess / 2
+
+
+def _beside(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """The second of a pair, clamped to what the first, an integer already, leaves."""
+    return torch.minimum(
+        torch.maximum(second, -PAIR_SUM_LIMIT - first.clamp_max(0)), PAIR_SUM_LIMIT - first.clamp_min(0)
+    )

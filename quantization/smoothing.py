@@ -6,11 +6,12 @@ column j of the linear multiplied by it; the function stays the same. A ViT has 
     layernorm_before -> attention.qkv        layernorm_after -> mlp.fc1
     value rows of attention.qkv -> attention.o_proj    (attention mixes tokens, never channels)
 
-The input of mlp.fc2 comes out of GELU, which nothing can be folded through. Factors follow the paper's equation 4:
-s_j = max|x_j|^strength / max|W_:j|^(1 - strength), normalized to a geometric mean of 1.
+The input of mlp.fc2 comes out of GELU, which nothing can be folded through. Factors follow the paper's equation 4,
+s_j = max|x_j|^strength / max|W_:j|^(1 - strength), normalized to a geometric mean of 1. The strength is
+chosen per model by measured error (`quantize.py`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -20,19 +21,20 @@ from vitedge.runtimes.errors import PlanError
 
 
 def smoothing_factors(
-    encoder: Encoder, statistics: Mapping[str, InputStatistics], strength: float
+    encoder: Encoder, statistics: Mapping[str, InputStatistics], names: Iterable[str], strength: float
 ) -> Mapping[str, FloatArray]:
-    """Factors [in] for every linear whose input can be smoothed, by the linear's name.
+    """Factors [in] of some linears, by name.
 
     Args:
         encoder: The encoder before smoothing.
         statistics: What calibration saw of the inputs of `encoder`'s linears.
-        strength: 0 moves nothing out of the activations, 1 everything; the paper's default is 0.5.
+        names: Of linears whose input can be smoothed (`smoothable`).
+        strength: 0 moves nothing out of the activations but what the weights ask for, 1 everything.
     """
     factors = {}
-    for name in smoothable(encoder):
+    for name in names:
         activation = np.maximum(statistics[name].absolute_maximum, 1e-5)
-        weight = np.maximum(np.abs(encoder.tensors[name + ".weight"]).max(axis=0), 1e-5)
+        weight = np.maximum(np.abs(encoder.tensors[f"{name}.weight"]).max(axis=0), 1e-5)
         log_factor = strength * np.log(activation) - (1 - strength) * np.log(weight)
         factors[name] = np.exp(log_factor - log_factor.mean()).astype(np.float32)
     return factors

@@ -81,6 +81,16 @@ def build(
     target: Annotated[
         Target, typer.Option(help="avx2 is exact on every CPU; vnni and arm64 use all 8 weight bits.")
     ] = "avx2",
+    plan: Annotated[
+        Path | None, typer.Option(help="A plan.json, edited or not: its decisions instead of the target's.")
+    ] = None,
+    activations: Annotated[
+        Literal["auto", "static", "dynamic"],
+        typer.Option(
+            help="dynamic: a range per row, most accurate; static: one range per input; auto: what runs fast."
+        ),
+    ] = "auto",
+    ranges: Annotated[Literal["min-max", "mse"], typer.Option(help="How fixed input ranges are chosen.")] = "min-max",
     calibration_images: Annotated[int, typer.Option(min=1, help="Taken evenly over the folder.")] = 128,
     image_size: Annotated[
         int | None, typer.Option(min=1, help="Convert for another size; positions are interpolated.")
@@ -130,6 +140,9 @@ def build(
             evaluation=evaluation,
             runtimes=tuple(name.strip() for name in runtime.split(",")),
             target=target,
+            plan=plan,
+            activations=activations,
+            ranges=ranges,
             calibration_images=calibration_images,
             image_size=image_size,
             revision=revision,

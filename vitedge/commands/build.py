@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -27,27 +27,30 @@ from vitedge.converters.checkpoint import Checkpoint, load_checkpoint, random_ch
 from vitedge.converters.lower import RUNTIMES, export_error, lower
 from vitedge.quantization.accuracy import AccuracyReport
 from vitedge.quantization.encoder import Encoder
-from vitedge.quantization.gates import NO_GATES, Gates, check
-from vitedge.quantization.plan import TARGETS, Plan
-from vitedge.quantization.quantize import make_plan, observe
+from vitedge.quantization.gates import NO_GATES, Gates, check, doubts
+from vitedge.quantization.plan import TARGETS, Plan, PlanDecisions, Recipe, load_decisions
+from vitedge.quantization.quantize import STRENGTHS, Calibration, make_plan, observe
+from vitedge.quantization.ranges import RangeMethod
 from vitedge.runtimes.errors import GateFailedError, PlanError
 from vitedge.runtimes.load import load_encoder
 from vitedge.runtimes.manifest import Manifest
 from vitedge.runtimes.preprocess import Preprocessing
 
+Activations = Literal["auto", "static", "dynamic"]
 _CALIBRATION_BATCH = 8
 _EXPORT_CHECK_IMAGES = 4
 _HELD_OUT_IMAGES = 256
 # Part of the calibration cache's fingerprint; raise it when what is observed, or how, changes.
-_OBSERVATION_METHOD = "per-channel-1"
+_OBSERVATION_METHOD = "second-moments-1"
 
 
 @dataclass(frozen=True)
 class BuildRequest:
     """What to build. `source` is a checkpoint folder or hub id, or a preset if `random_weights`.
 
-    Without `evaluation`, the images of `images` that calibration did not take are held out to judge on. `batch` None
-    means any. `bench_seconds` 0 skips the benchmark.
+    `plan` is a `plan.json` whose decisions are taken over instead of the target's own; `activations` dynamic gives
+    every linear a range per row, static none. Without `evaluation`, images of `images` that calibration did not take are held
+    out to judge on. `batch` None means any. `bench_seconds` 0 skips the benchmark.
     """
 
     source: str
@@ -56,6 +59,9 @@ class BuildRequest:
     evaluation: Path | None = None
     runtimes: tuple[str, ...] = RUNTIMES
     target: str = "avx2"
+    plan: Path | None = None
+    activations: Activations = "auto"
+    ranges: RangeMethod = "min-max"
     calibration_images: int = 128
     image_size: int | None = None
     revision: str | None = None
@@ -74,6 +80,8 @@ class BuildRequest:
             raise PlanError(f"--runtime: expected some of {', '.join(RUNTIMES)}, found {', '.join(unknown) or 'none'}")
         if self.target not in TARGETS:
             raise PlanError(f"--target: expected one of {', '.join(TARGETS)}, found {self.target}")
+        if self.plan is not None and self.activations != "auto":
+            raise PlanError("--plan decides how inputs are quantized; leave --activations out, or edit the plan")
         for name, value in (("--calibration-images", self.calibration_images), ("--batch", self.batch or 1)):
             if value < 1:
                 raise PlanError(f"{name}: expected at least 1, found {value}")
@@ -101,13 +109,14 @@ def build(request: BuildRequest, console: Console) -> BuildResult:
     check_replaceable(request.out)
     with clock("load"), console.step("Loading the checkpoint"):
         checkpoint = _load(request)
+    decisions = _decisions(request, checkpoint)
     calibration, evaluation = _image_sets(request, console)
     _refuse_blind_gates(request, evaluation)
     with clock("calibrate"):
         statistics = _statistics(checkpoint, calibration, console)
     with replacing_folder(request.out) as new:
         with clock("plan"):
-            plan, smoothed = _plan(request, checkpoint, statistics, calibration, console)
+            plan, smoothed = _plan(request, decisions, checkpoint, statistics, calibration, console)
             plan.save(new)
         with clock("convert"):
             manifests, errors = _convert(request, checkpoint, plan, smoothed, calibration, new, console)
@@ -117,6 +126,8 @@ def build(request: BuildRequest, console: Console) -> BuildResult:
             with clock("judge"):
                 accuracy = judge(checkpoint, folders, evaluation, console)
         failures = _failures(accuracy, request)
+        for doubt in _doubts(accuracy, request):
+            console.warn(doubt)
         bench = None
         if request.bench_seconds and (not failures or request.keep_failing):
             with clock("bench"):
@@ -235,22 +246,66 @@ def pixel_range(contract: Preprocessing) -> tuple[float, float]:
     return min(ends), max(ends)
 
 
+def _decisions(request: BuildRequest, checkpoint: Checkpoint) -> PlanDecisions | None:
+    """Those of the plan file asked for, if one was, for the runtimes asked for."""
+    if request.plan is None:
+        return None
+    decisions = load_decisions(request.plan)
+    decisions.check(checkpoint.origin.digest, checkpoint.encoder.shape.linears)
+    missing = [runtime for runtime in request.runtimes if runtime not in decisions.recipes]
+    if missing:
+        raise PlanError(
+            f"{decisions.path}: has no recipe for {', '.join(missing)}, only for {', '.join(decisions.recipes)};"
+            f" pass --runtime {','.join(decisions.recipes)}, or add one"
+        )
+    if decisions.target != request.target:
+        raise PlanError(
+            f"{decisions.path}: made for target {decisions.target}, but --target is {request.target};"
+            f" pass --target {decisions.target}"
+        )
+    return decisions
+
+
+def _recipes(request: BuildRequest, decisions: PlanDecisions | None) -> Mapping[str, Recipe]:
+    """How each runtime asked for computes the linears."""
+    recipes = decisions.recipes if decisions else TARGETS[request.target]
+    recipes = {runtime: recipes[runtime] for runtime in request.runtimes}
+    if request.activations == "auto":
+        return recipes
+    chosen = {}
+    for runtime, recipe in recipes.items():
+        if runtime == "tflite":  # XNNPACK has no other kind
+            chosen[runtime] = recipe
+        elif request.activations == "static":
+            chosen[runtime] = Recipe(recipe.weights, {"*": "static"})
+        else:  # pixels have one range by contract, and OpenVINO convolves them whole
+            chosen[runtime] = Recipe(recipe.weights, {"*": "dynamic", "patch_embedding": "static"})
+    return chosen
+
+
 def _plan(
     request: BuildRequest,
+    decisions: PlanDecisions | None,
     checkpoint: Checkpoint,
     statistics: Mapping[str, InputStatistics],
-    calibration: ImageSet,
+    images: ImageSet,
     console: Console,
 ) -> tuple[Plan, Encoder]:
-    with console.bar("Rounding weights", len(checkpoint.encoder.shape.linears)) as advance:
+    contract = checkpoint.preprocessing
+    calibration = Calibration(
+        statistics, lambda: batches(images, contract, _CALIBRATION_BATCH), pixel_range(contract), images.digest
+    )
+    # Random weights have no accuracy that a strength could be chosen by.
+    strengths = STRENGTHS[:1] if request.random_weights else STRENGTHS
+    with console.bar("Rounding weights", len(strengths) * len(checkpoint.encoder.shape.linears)) as advance:
         return make_plan(
             checkpoint.encoder,
-            statistics,
-            pixel_range=pixel_range(checkpoint.preprocessing),
-            recipes={runtime: TARGETS[request.target][runtime] for runtime in request.runtimes},
+            calibration,
+            recipes=_recipes(request, decisions),
             target=request.target,
             checkpoint_digest=checkpoint.origin.digest,
-            calibration_digest=calibration.digest,
+            strengths=strengths,
+            range_method=request.ranges,
             progress=lambda _: advance(1),
         )
 
@@ -286,6 +341,12 @@ def _failures(accuracy: Mapping[str, AccuracyReport], request: BuildRequest) -> 
     if request.random_weights:
         return ()
     return tuple(f"{name}: {failure}" for name, report in accuracy.items() for failure in check(report, request.gates))
+
+
+def _doubts(accuracy: Mapping[str, AccuracyReport], request: BuildRequest) -> tuple[str, ...]:
+    if request.random_weights:
+        return ()
+    return tuple(f"{name}: {doubt}" for name, report in accuracy.items() for doubt in doubts(report, request.gates))
 
 
 def _bench(request: BuildRequest, new: Path, console: Console) -> BenchReport:
