@@ -67,7 +67,7 @@ class Observer:
         """The statistics by linear.
 
         Raises:
-            PlanError: An input held NaN or infinity, or was never anything but zero.
+            PlanError: An input held NaN or infinity, or never changed.
         """
         return {name: seen.statistics(name) for name, seen in self._seen.items()}
 
@@ -101,9 +101,10 @@ class _Seen:
         found = (self._low, self._high, (self._sum / self._count).float(), moments, self._rows)
         if not all(torch.isfinite(tensor).all() for tensor in found):
             raise PlanError(f"the input of {name} held NaN or infinity during calibration; check the checkpoint")
-        if not moments.diagonal().any():
+        if bool((self._low == self._high).all()):
             raise PlanError(
-                f"the input of {name} was zero in every calibration image, so that nothing is known of its range;"
-                " calibrate on images like those the encoder will see"
+                f"the input of {name} never changed over the calibration images, so that nothing is known of its range:"
+                " the images are blank, or the layer before it is never activated; calibrate on images like those the"
+                " encoder will see"
             )
         return InputStatistics(*(tensor.numpy() for tensor in found))

@@ -30,7 +30,7 @@ def observe(encoder: Encoder, batches: Iterable[FloatArray]) -> Mapping[str, Inp
     Memory is that of one batch and of the statistics, whatever the number of batches.
 
     Raises:
-        PlanError: An input held NaN or infinity, or was always zero.
+        PlanError: An input held NaN or infinity, or never changed.
     """
     observer = Observer(float_linear(encoder))
     for pixel_values in batches:

@@ -48,9 +48,9 @@ _OBSERVATION_METHOD = "second-moments-1"
 class BuildRequest:
     """What to build. `source` is a checkpoint folder or hub id, or a preset if `random_weights`.
 
-    `plan` is a `plan.json` whose decisions are taken over instead of the target's own; `activations` dynamic gives
-    every linear a range per row, static none. Without `evaluation`, images of `images` that calibration did not take are held
-    out to judge on. `batch` None means any. `bench_seconds` 0 skips the benchmark.
+    `plan` is a `plan.json` whose decisions replace the target's own; `activations` dynamic gives every linear a range
+    per row, static none. Without `evaluation`, images of `images` that calibration did not take are held out to judge
+    on. `batch` None means any. `bench_seconds` 0 skips the benchmark.
     """
 
     source: str
