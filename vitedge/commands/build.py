@@ -25,12 +25,14 @@ from vitedge.console import Console
 from vitedge.converters.artifact import REPORT_FILE, REPORT_FORMAT, check_replaceable, replacing_folder
 from vitedge.converters.checkpoint import Checkpoint, load_checkpoint, random_checkpoint
 from vitedge.converters.lower import RUNTIMES, export_error, lower
+from vitedge.plots import plot_search
 from vitedge.quantization.accuracy import AccuracyReport
 from vitedge.quantization.encoder import Encoder
 from vitedge.quantization.gates import NO_GATES, Gates, check, doubts
 from vitedge.quantization.plan import TARGETS, Plan, PlanDecisions, Recipe, load_decisions
 from vitedge.quantization.quantize import STRENGTHS, Calibration, make_plan, observe
 from vitedge.quantization.ranges import RangeMethod
+from vitedge.quantization.search import Budget, SearchResult, search
 from vitedge.runtimes.errors import GateFailedError, PlanError
 from vitedge.runtimes.load import load_encoder
 from vitedge.runtimes.manifest import Manifest
@@ -39,6 +41,7 @@ from vitedge.runtimes.preprocess import Preprocessing
 Activations = Literal["auto", "static", "dynamic"]
 _CALIBRATION_BATCH = 8
 _EXPORT_CHECK_IMAGES = 4
+_SEARCH_IMAGES = 8
 _HELD_OUT_IMAGES = 256
 # Part of the calibration cache's fingerprint; raise it when what is observed, or how, changes.
 _OBSERVATION_METHOD = "second-moments-1"
@@ -115,9 +118,14 @@ def build(request: BuildRequest, console: Console) -> BuildResult:
     with clock("calibrate"):
         statistics = _statistics(checkpoint, calibration, console)
     with replacing_folder(request.out) as new:
+        searches: Mapping[str, SearchResult] = {}
         with clock("plan"):
             plan, smoothed = _plan(request, decisions, checkpoint, statistics, calibration, console)
-            plan.save(new)
+        if (budget := _budget(request)) is not None:
+            with clock("search"):
+                plan, searches = _search(request, budget, plan, smoothed, checkpoint, calibration, console)
+                plot_search(searches, new / "search.svg")
+        plan.save(new)
         with clock("convert"):
             manifests, errors = _convert(request, checkpoint, plan, smoothed, calibration, new, console)
         folders = {runtime: new / runtime for runtime in request.runtimes}
@@ -133,7 +141,9 @@ def build(request: BuildRequest, console: Console) -> BuildResult:
             with clock("bench"):
                 bench = _bench(request, new, console)
         manifests = _finish(manifests, accuracy, bench, folders)
-        report = _report(request, checkpoint, plan, calibration, evaluation, errors, accuracy, bench, clock, failures)
+        report = _report(
+            request, checkpoint, plan, calibration, evaluation, errors, searches, accuracy, bench, clock, failures
+        )
         (new / REPORT_FILE).write_text(json.dumps(report, indent=1, allow_nan=False) + "\n", encoding="utf-8")
         result = BuildResult(request.out, manifests, accuracy, bench, report)
         if failures and not request.keep_failing:
@@ -310,6 +320,33 @@ def _plan(
         )
 
 
+def _budget(request: BuildRequest) -> Budget | None:
+    """What to search for. A plan that was asked for is taken as it is; a drop of accuracy is for the gate to judge."""
+    gates = request.gates
+    asked = gates.min_sqnr_db is not None or gates.min_cosine is not None
+    return Budget(gates.min_sqnr_db, gates.min_cosine) if asked and request.plan is None else None
+
+
+def _search(
+    request: BuildRequest,
+    budget: Budget,
+    plan: Plan,
+    smoothed: Encoder,
+    checkpoint: Checkpoint,
+    images: ImageSet,
+    console: Console,
+) -> tuple[Plan, Mapping[str, SearchResult]]:
+    """The plan with as few float linears as the budget needs, runtime by runtime."""
+    pixel_values = next(batches(images, checkpoint.preprocessing, _SEARCH_IMAGES))
+    searches = {}
+    total = sum(len(plan.linears(runtime)) for runtime in request.runtimes)
+    with console.bar("Measuring the sensitivity of each linear", total) as advance:
+        for runtime in request.runtimes:
+            found = search(plan, runtime, checkpoint.encoder, smoothed, pixel_values, budget, lambda _: advance(1))
+            searches[runtime], plan = found, found.plan
+    return plan, searches
+
+
 def _convert(
     request: BuildRequest,
     checkpoint: Checkpoint,
@@ -388,6 +425,7 @@ def _report(
     calibration: ImageSet,
     evaluation: ImageSet | None,
     export_errors: Mapping[str, float],
+    searches: Mapping[str, SearchResult],
     accuracy: Mapping[str, AccuracyReport],
     bench: BenchReport | None,
     clock: _Clock,
@@ -407,6 +445,10 @@ def _report(
         if evaluation is None
         else {"digest": evaluation.digest, "images": len(evaluation.paths), "skipped": len(evaluation.skipped)},
         "export_max_abs_error": dict(export_errors),
+        "search": {
+            runtime: {"curve": [asdict(point) for point in found.curve], "sensitivity_db": dict(found.sensitivity_db)}
+            for runtime, found in searches.items()
+        },
         "accuracy": None
         if checkpoint.origin.random_weights
         else {runtime: report.to_json() for runtime, report in accuracy.items()},

@@ -57,7 +57,7 @@ def cpu_verdict(manifest: Manifest, machine: Machine) -> str:
         return "runs on any CPU"
     if saturation.proven_safe:
         if manifest.target == "avx2" and vnni:
-            return "exact on this CPU; it has VNNI, so that --target vnni could use all 8 weight bits"
+            return "exact on this CPU; it has VNNI, for which --target vnni is more accurate"
         return "exact on this CPU"
     if vnni or _ARM & set(machine.isa_flags):
         return "exact on this CPU; not on x86 CPUs without VNNI"
