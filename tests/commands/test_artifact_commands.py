@@ -19,7 +19,7 @@ from vitedge.runtimes.manifest import load_manifest
 from vitedge.runtimes.saturation import Saturation, UnsafeLinear, UnsafePair
 
 RUNTIMES = ("onnx", "openvino", "tflite")
-WIDER = "it has VNNI, so that --target vnni could use all 8 weight bits"
+WIDER = "it has VNNI, for which --target vnni is more accurate"
 WRONG = "1 of 10 linears can saturate here and give wrong features; build for avx2"
 
 
@@ -226,7 +226,7 @@ def test_inspect_lists_what_is_integer(site: Site, built: Path) -> None:
 
 
 def test_inspect_shows_the_saturation_certificate(site: Site, built: Path, tmp_path: Path) -> None:
-    """7-bit weights are proven safe; the same model with 8-bit weights names what can saturate, and where."""
+    """Pair-safe weights are proven safe; the same model with all 8 bits free names what can saturate, and where."""
     linears = 2 * (48 * 144 + 48 * 48 + 2 * 48 * 96) + 48 * 192 + CLASSES * 48
     safe = site.vitedge("inspect", built / "onnx").stdout
     assert f"proven safe on every CPU (10 linears, {linears // 2:,} pairs)" in " ".join(safe.split())

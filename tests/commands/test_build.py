@@ -10,6 +10,8 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import onnx
+import openvino
 import pytest
 
 from tests.commands.conftest import CLASSES, Site, report_of
@@ -17,6 +19,7 @@ from tests.tiny import save_checkpoint, save_images
 from vitedge.runtimes.load import load_encoder
 from vitedge.runtimes.manifest import load_manifest
 
+LINEARS = 2 * 4 + 2  # four per layer, patches, classifier
 FILES = {"onnx": {"model.onnx"}, "openvino": {"model.xml", "model.bin"}, "tflite": {"model.tflite"}}
 
 
@@ -34,7 +37,7 @@ def test_build_leaves_three_artifacts_the_plan_and_a_report(built: Path) -> None
         assert names(built / runtime) == names(built / "fp32" / runtime) == files | {"manifest.json"}
         manifest, twin = load_manifest(built / runtime), load_manifest(built / "fp32" / runtime)
         assert (manifest.precision, twin.precision) == ("int8", "fp32")
-        assert len(manifest.operations.integer) == 2 * 4 + 2  # four linears per layer, patches, classifier
+        assert len(manifest.operations.integer) == LINEARS
         assert twin.operations.integer_share == 0
         assert manifest.accuracy is not None
         assert manifest.latency is not None
@@ -88,25 +91,144 @@ def test_calibration_is_reused_from_the_cache(site: Site, built: Path, tmp_path:
     assert "reused" not in fewer.stderr
 
 
-def test_gate_refuses_and_leaves_what_was_there(site: Site, tmp_path: Path) -> None:
+def test_gate_refuses_and_leaves_what_was_there(site: Site, built: Path, tmp_path: Path) -> None:
+    """A plan that was asked for is taken as it is: no search for what to leave in float stands before the gate."""
     out = tmp_path / "out"
-    assert site.build(out, "--runtime", "onnx", "--min-cosine", "0.9").exit_code == 0
+    options = ("--runtime", "onnx", "--plan", built)
+    assert site.build(out, *options, "--min-cosine", "0.9").exit_code == 0
     before = contents(out)
-    refused = site.build(out, "--runtime", "onnx", "--min-cosine", "0.9999999")
+    refused = site.build(out, *options, "--min-cosine", "0.9999999")
     assert refused.exit_code == 1
     assert "onnx: last_hidden_state: mean cosine" in refused.stderr
     assert "is below 0.9999999" in refused.stderr
     assert "cosine mean" in refused.stdout  # what was measured is shown
     assert contents(out) == before
-    kept = site.build(out, "--runtime", "onnx", "--min-cosine", "0.9999999", "--keep-failing")
+    kept = site.build(out, *options, "--min-cosine", "0.9999999", "--keep-failing")
     assert kept.exit_code == 0
     assert report_of(out)["gate_failures"]
 
 
-def test_gate_on_the_first_build_leaves_nothing(site: Site, tmp_path: Path) -> None:
-    result = site.build(tmp_path / "out", "--runtime", "tflite", "--min-sqnr", "99")
+def test_gate_on_the_first_build_leaves_nothing(site: Site, built: Path, tmp_path: Path) -> None:
+    result = site.build(tmp_path / "out", "--runtime", "tflite", "--plan", built, "--min-sqnr", "99")
     assert (result.exit_code, names(tmp_path)) == (1, set())
     assert "tflite: last_hidden_state: SQNR" in result.stderr
+
+
+def test_gate_that_so_few_images_cannot_carry_is_a_warning(site: Site, built: Path, tmp_path: Path) -> None:
+    measured = report_of(built)["accuracy"]["onnx"]["outputs"]["last_hidden_state"]
+    low, found = measured["sqnr_db_interval"][0], measured["sqnr_db"]
+    options = ("--runtime", "onnx", "--plan", built, "--min-sqnr")
+    doubted = site.build(tmp_path / "doubted", *options, str((low + found) / 2))
+    assert doubted.exit_code == 0, doubted.stderr
+    assert f"warning: onnx: last_hidden_state: SQNR in dB {found:.5g} passes" in doubted.stderr
+    assert f"24 images cannot rule out {low:.5g} (95 % interval)" in doubted.stderr
+    sure = site.build(tmp_path / "sure", *options, str(low - 1))
+    assert "cannot rule out" not in sure.stderr
+
+
+def test_budget_beyond_the_plan_keeps_linears_float(site: Site, built: Path, tmp_path: Path) -> None:
+    out, before = tmp_path / "out", report_of(built)["accuracy"]["onnx"]["outputs"]["last_hidden_state"]["sqnr_db"]
+    assert site.build(out, "--runtime", "onnx", "--min-sqnr", str(before + 3)).exit_code == 0
+    report, operations = report_of(out), load_manifest(out / "onnx").operations
+    assert report["accuracy"]["onnx"]["outputs"]["last_hidden_state"]["sqnr_db"] >= before + 3
+    floating = [name for name, reason in operations.floating.items() if reason == "float by the plan"]
+    assert 0 < len(floating) < LINEARS
+    assert len(floating) in [point["float_linears"] for point in report["search"]["onnx"]["curve"]]
+    assert (out / "search.svg").stat().st_size > 0
+
+
+def edited(built: Path, folder: Path, runtime: str = "onnx", **changes: str) -> Path:
+    """A copy of a build's plan.json with precisions by pattern added, `__` for a dot."""
+    plan = json.loads((built / "plan.json").read_text())
+    plan["recipes"][runtime]["precisions"] |= {key.replace("__", "."): value for key, value in changes.items()}
+    path = folder / "edited.json"
+    path.write_text(json.dumps(plan))
+    return path
+
+
+def test_plan_of_a_build_gives_the_same_plan_again(site: Site, built: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    result = site.build(out, "--plan", built / "plan.json")
+    assert result.exit_code == 0, result.stderr
+    assert report_of(out)["plan_digest"] == report_of(built)["plan_digest"]
+    for name in ("plan.json", "plan.safetensors", "onnx/model.onnx", "tflite/model.tflite"):
+        assert (out / name).read_bytes() == (built / name).read_bytes()
+
+
+def test_edited_plan_makes_one_linear_float(site: Site, built: Path, tmp_path: Path) -> None:
+    out, name = tmp_path / "out", "layers.1.mlp.fc1"
+    plan = edited(built, tmp_path, layers__1__mlp__fc1="float")
+    assert site.build(out, "--runtime", "onnx", "--plan", plan).exit_code == 0
+    before, after = load_manifest(built / "onnx").operations, load_manifest(out / "onnx").operations
+    assert set(before.integer) - set(after.integer) == {name}
+    assert after.floating[name] == "float by the plan"
+    assert before.integer_macs - after.integer_macs == 17 * 48 * 96
+    assert "float" not in json.loads((built / "plan.json").read_text())["recipes"]["onnx"]["precisions"].values()
+    assert json.loads((out / "plan.json").read_text())["recipes"]["onnx"]["precisions"][name] == "float"
+
+
+def test_plan_that_does_not_fit_is_told_before_any_work(site: Site, built: Path, tmp_path: Path) -> None:
+    def refused(*options: str | Path) -> str:
+        result = site.build(tmp_path / "out", *options)
+        assert result.exit_code == 2, result.output
+        assert "Reading" not in result.stderr
+        assert not (tmp_path / "out").exists()
+        return " ".join(result.stderr.split())
+
+    absent = edited(built, tmp_path, layers__7__mlp__fc1="float")
+    told = refused("--plan", absent)
+    assert "edited.json: onnx recipe: layers.7.mlp.fc1 matches no linear of this encoder; it has patch_embedd" in told
+    assert "expected one of static, dynamic, float, found int4" in refused(
+        *("--plan", edited(built, tmp_path, layers__0__mlp__fc1="int4"))
+    )
+    assert "leave --activations out, or edit the plan" in refused("--plan", built, "--activations", "static")
+    assert "made for target avx2, but --target is vnni" in refused("--plan", built, "--target", "vnni")
+    plan = json.loads((built / "plan.json").read_text())
+    del plan["recipes"]["tflite"]
+    absent.write_text(json.dumps(plan))
+    assert "edited.json: has no recipe for tflite, only for onnx, openvino; pass --runtime onnx,openvino" in refused(
+        *("--plan", absent)
+    )
+    assert "no such plan; expected the plan.json of a build" in refused("--plan", tmp_path / "nowhere.json")
+
+
+def test_plan_of_another_checkpoint_is_refused(site: Site, built: Path, tmp_path: Path) -> None:
+    other = save_checkpoint(tmp_path / "other", classes=CLASSES, seed=7)
+    result = site.vitedge("build", other, "--images", site.calibration, "--plan", built, "--out", tmp_path / "out")
+    assert result.exit_code == 2
+    digest = report_of(built)["source"]["digest"]
+    assert f"plan.json: made for the checkpoint with digest {digest[:12]}…, but this one has" in result.stderr
+    assert "Reading" not in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_dynamic_activations_give_every_row_its_range(site: Site, tmp_path: Path) -> None:
+    """Every linear but the patch embedding; fc2's rows begin at GELU's own minimum, which is not looked for."""
+    out = tmp_path / "out"
+    result = site.build(out, "--runtime", "onnx,openvino", "--activations", "dynamic")
+    assert result.exit_code == 0, result.stderr
+    kinds = {
+        "onnx": [node.op_type for node in onnx.load(out / "onnx" / "model.onnx").graph.node],
+        "openvino": [op.get_type_name() for op in openvino.Core().read_model(out / "openvino" / "model.xml").get_ops()],
+    }
+    for runtime, quantize in (("onnx", "QuantizeLinear"), ("openvino", "FakeQuantize")):
+        assert kinds[runtime].count(quantize) == LINEARS
+        assert kinds[runtime].count("ReduceMax") == LINEARS - 1
+        assert kinds[runtime].count("ReduceMin") == LINEARS - 1 - 2
+        assert len(load_manifest(out / runtime).operations.integer) == LINEARS
+        assert report_of(out)["accuracy"][runtime]["outputs"]["last_hidden_state"]["sqnr_db"] > 25
+
+
+def test_black_calibration_images_are_refused(site: Site, tmp_path: Path) -> None:
+    images = tmp_path / "black"
+    images.mkdir()
+    for index in range(32):  # sizes differ, so that no two files are the same picture
+        cv2.imwrite(str(images / f"{index}.png"), np.zeros((40 + index, 40, 3), np.uint8))
+    result = site.build(tmp_path / "out", "--images", images)
+    assert result.exit_code == 2
+    assert "the input of patch_embedding never changed over the calibration images" in result.stderr
+    assert "calibrate on images like those the encoder will see" in result.stderr
+    assert names(tmp_path) == {"black"}
 
 
 def test_gate_without_images_to_judge_on_is_an_error(site: Site, tmp_path: Path) -> None:
