@@ -13,7 +13,7 @@ from vitedge.benchmarks.process import BenchmarkError, running, worker_command
 from vitedge.converters.checkpoint import load_checkpoint
 from vitedge.converters.lower import RUNTIMES, lower
 from vitedge.quantization.plan import TARGETS
-from vitedge.quantization.quantize import make_plan, observe
+from vitedge.quantization.quantize import Calibration, make_plan, observe
 
 LIMIT_SECONDS = 60.0
 
@@ -23,14 +23,13 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with an INT8 artifact for each runtime, of batch 2."""
     root = tmp_path_factory.mktemp("artifacts")
     checkpoint = load_checkpoint(str(save_checkpoint(root / "checkpoint")))
+    images = [random_pixels(checkpoint.encoder.shape, 8)]
     plan, smoothed = make_plan(
         checkpoint.encoder,
-        observe(checkpoint.encoder, [random_pixels(checkpoint.encoder.shape, 8)]),
-        pixel_range=(-1, 1),
+        Calibration(observe(checkpoint.encoder, images), lambda: images, (-1, 1), "digest"),
         recipes=TARGETS["avx2"],
         target="avx2",
         checkpoint_digest=checkpoint.origin.digest,
-        calibration_digest="",
     )
     for runtime in RUNTIMES:
         lower(
