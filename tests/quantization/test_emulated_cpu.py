@@ -23,6 +23,10 @@ from openvino import opset13 as ops
 
 from tests.tiny import SHAPE
 from vitedge.benchmarks.machine import describe_machine
+from vitedge.calibration.observers import InputStatistics
+from vitedge.quantization.encoder import FloatArray
+from vitedge.quantization.plan import WEIGHT_FORMATS
+from vitedge.quantization.rounding import factorize, round_weights
 from vitedge.quantization.saturation import Pairing, certify, pairings
 
 CHILD = Path(__file__).parents[1] / "emulated_cpu.py"
@@ -36,6 +40,8 @@ KERNELS: Mapping[str, tuple[str, str]] = {
     "openvino_convolution": ("layers.0.attention.qkv", "openvino"),
     "openvino_patches": ("patch_embedding", "openvino"),
 }
+# OpenVINO pairs the patch embedding's inputs otherwise, which is why its weights are kept to 7 bits.
+ADJACENT = tuple(kernel for kernel in KERNELS if kernel != "openvino_patches")
 Integers = NDArray[np.int32]
 
 
@@ -101,8 +107,12 @@ def columns(kernel: str) -> int:
 
 
 def weights(kernel: str, kind: str) -> NDArray[np.int8]:
-    """Full-range weights, or weights with wide values in them that are safe in every pair of this kernel."""
+    """Full-range weights; weights with wide values in them that are safe in every pair of this kernel; or rounded ones:
+    what becomes of wide float weights in the format for CPUs without VNNI.
+    """
     generator = np.random.default_rng(len(kernel))
+    if kind == "rounded":
+        return rounded(generator.standard_t(4, (OUTPUTS, columns(kernel))).astype(np.float32))
     values = generator.integers(-128, 128, (OUTPUTS, columns(kernel))).astype(np.int8)
     if kind == "safe":
         first, second = pairing(kernel).T
@@ -110,6 +120,15 @@ def weights(kernel: str, kind: str) -> NDArray[np.int8]:
         wide = np.abs(values[:, first].astype(int) + values[:, second]) > 128
         values[:, second] = np.where(wide, np.sign(values[:, second]) * room, values[:, second])
     return values
+
+
+def rounded(weight: FloatArray) -> NDArray[np.int8]:
+    """Integers that a plan would hold: pair-safe for adjacent inputs, by the statistics of correlated ones."""
+    x = np.random.default_rng(2).standard_normal((2 * weight.shape[1], weight.shape[1])).astype(np.float32)
+    x[:, 1::2] += x[:, ::2]
+    statistics = InputStatistics(x.min(0), x.max(0), x.mean(0), x.T @ x / np.float32(len(x)), x)
+    formats = {"int8-pair-safe": WEIGHT_FORMATS["int8-pair-safe"]}
+    return round_weights(weight, np.zeros(OUTPUTS, np.float32), factorize(statistics), formats)["int8-pair-safe"].values
 
 
 def pairing(kernel: str) -> Pairing:
@@ -152,7 +171,7 @@ def accumulators(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str
     command, folder = emulator(), tmp_path_factory.mktemp("kernels")
     for kernel in KERNELS:
         rows = bytes_of_inputs(kernel)
-        for kind in ("full", "safe"):
+        for kind in ("full", "safe", "rounded") if kernel in ADJACENT else ("full", "safe"):
             path, values = folder / f"{kernel}-{kind}", weights(kernel, kind)
             dims = input_dims(kernel, *rows.shape)
             if kernel.startswith("onnx"):
@@ -205,3 +224,12 @@ def test_kernel_is_exact_with_certified_weights(accumulators: Callable[[str, str
     assert certify(values, (pairing(kernel),)).proven_safe
     assert np.abs(values.astype(int)).max() > 120  # wider than 7 bits
     np.testing.assert_array_equal(accumulators(kernel, "safe"), q @ values.astype(np.int32).T)
+
+
+@pytest.mark.parametrize("kernel", ADJACENT)
+def test_kernel_is_exact_with_pair_safe_rounding(accumulators: Callable[[str, str], Integers], kernel: str) -> None:
+    q, values = bytes_of_inputs(kernel), weights(kernel, "rounded")
+    np.testing.assert_array_equal(pairing(kernel), np.arange(columns(kernel)).reshape(-1, 2))
+    assert certify(values, (pairing(kernel),)).proven_safe
+    assert np.abs(values.astype(int)).max() > 100  # wider than 7 bits
+    np.testing.assert_array_equal(accumulators(kernel, "rounded"), q @ values.astype(np.int32).T)
