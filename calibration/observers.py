@@ -101,7 +101,7 @@ class _Seen:
         found = (self._low, self._high, (self._sum / self._count).float(), moments, self._rows)
         if not all(torch.isfinite(tensor).all() for tensor in found):
             raise PlanError(f"the input of {name} held NaN or infinity during calibration; check the checkpoint")
-        if bool((self._low == self._high).all()):
+        if self._count > 1 and bool((self._low == self._high).all()):
             raise PlanError(
                 f"the input of {name} never changed over the calibration images, so that nothing is known of its range:"
                 " the images are blank, or the layer before it is never activated; calibrate on images like those the"

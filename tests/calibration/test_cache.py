@@ -14,7 +14,7 @@ from vitedge.calibration import cache
 from vitedge.calibration.observers import InputStatistics
 from vitedge.quantization.quantize import observe
 
-FIELDS = ("minimum", "maximum", "mean", "mean_square")
+FIELDS = ("minimum", "maximum", "mean", "second_moment", "rows")
 PARTS = {"checkpoint": "c0ffee", "images": "1234", "preprocessing": '{"height": 32}', "method": "per-channel-1"}
 
 
@@ -64,6 +64,21 @@ def test_a_newer_result_replaces_the_older(statistics: Mapping[str, InputStatist
     halved = {name: found.divided_by(np.full_like(found.mean, 2)) for name, found in statistics.items()}
     cache.store("k", halved)
     assert_equal(cache.load("k"), halved)
+
+
+def test_the_oldest_make_room_and_the_newest_stays(
+    folder: Path, statistics: Mapping[str, InputStatistics], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for age, key in enumerate(("new", "older", "oldest")):
+        cache.store(key, statistics)
+        os.utime(folder / f"{key}.safetensors", (1e9 - age, 1e9 - age))
+    size = (folder / "new.safetensors").stat().st_size
+    monkeypatch.setattr(cache, "_MAX_BYTES", 2 * size + 1)
+    cache.store("newest", statistics)
+    assert {path.stem for path in folder.iterdir()} == {"newest", "new"}
+    monkeypatch.setattr(cache, "_MAX_BYTES", 1)
+    cache.store("huge", statistics)
+    assert {path.stem for path in folder.iterdir()} == {"huge"}
 
 
 # Damage

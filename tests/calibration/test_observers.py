@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.tiny import SHAPE, random_encoder, random_pixels
-from vitedge.calibration.observers import InputStatistics, Observer
+from vitedge.calibration.observers import SAMPLED_ROWS, InputStatistics, Observer
 from vitedge.quantization.encoder import FloatArray, to_patches
 from vitedge.quantization.quantize import observe
 from vitedge.runtimes.errors import PlanError
 
-FIELDS = ("minimum", "maximum", "mean", "mean_square")
+FIELDS = ("minimum", "maximum", "mean", "second_moment")
 
 
 def identity(_: str, x: torch.Tensor) -> torch.Tensor:
@@ -33,7 +33,7 @@ def observed(*arrays: FloatArray) -> InputStatistics:
 
 def of_the_whole(rows: FloatArray) -> InputStatistics:
     wide = rows.astype(np.float64)
-    return InputStatistics(rows.min(0), rows.max(0), wide.mean(0), np.square(wide).mean(0))
+    return InputStatistics(rows.min(0), rows.max(0), wide.mean(0), wide.T @ wide / len(rows), rows)
 
 
 @given(
@@ -51,7 +51,10 @@ def test_any_split_into_batches_gives_numpys_statistics(
     np.testing.assert_array_equal(found.minimum, expected.minimum)
     np.testing.assert_array_equal(found.maximum, expected.maximum)
     np.testing.assert_allclose(found.mean, expected.mean, rtol=1e-6, atol=1e-6 * spread)
-    np.testing.assert_allclose(found.mean_square, expected.mean_square, rtol=1e-6)
+    np.testing.assert_allclose(
+        found.second_moment, expected.second_moment, rtol=1e-5, atol=1e-5 * np.abs(expected.second_moment).max()
+    )
+    assert {row.tobytes() for row in found.rows} == {row.tobytes() for row in rows}  # few: all of them are kept
     assert all(getattr(found, field).dtype == np.float32 for field in FIELDS)
 
 
@@ -85,21 +88,44 @@ def test_linears_are_kept_apart() -> None:
     observer = Observer(identity)
     observer("a", torch.full((2, 3), 1.0))
     observer("b", torch.full((4, 5), -2.0))
+    observer("b", torch.full((1, 5), -1.0))
     observer("a", torch.full((6, 3), 5.0))
     found = observer.statistics()
     assert list(found) == ["a", "b"]
     np.testing.assert_array_equal(found["a"].mean, np.full(3, 4.0))  # 2 rows of 1 and 6 of 5
-    np.testing.assert_array_equal(found["b"].maximum, np.full(5, -2.0))
+    np.testing.assert_array_equal(found["b"].maximum, np.full(5, -1.0))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("batch", [0, 1, 2])
 def test_nan_and_infinity_are_errors_wherever_they_were(value: float, batch: int) -> None:
     """Also when sound batches follow: a minimum that forgets NaN would hide it."""
-    arrays = [np.ones((3, 2), np.float32) for _ in range(3)]
+    arrays = [np.array([[1, 2], [3, 4], [5, 6]], np.float32) for _ in range(3)]
     arrays[batch][1, 1] = value
     with pytest.raises(PlanError, match="the input of linear held NaN or infinity during calibration; check the check"):
         observed(*arrays)
+
+
+def test_the_sample_is_of_rows_seen_and_bounded() -> None:
+    rows = np.random.default_rng(0).standard_normal((3 * SAMPLED_ROWS, 4)).astype(np.float32)
+    found = observed(*np.split(rows, 6)).rows
+    assert found.shape == (SAMPLED_ROWS, 4)
+    places = [int(np.flatnonzero((rows == row).all(axis=1))[0]) for row in found]
+    assert len(set(places)) == SAMPLED_ROWS
+    # Early and late batches alike: each sixth of the rows gives a sixth of the sample.
+    counts = np.bincount(np.array(places) * 6 // len(rows), minlength=6)
+    assert counts.min() > SAMPLED_ROWS / 6 * 0.6
+
+
+@pytest.mark.parametrize("value", [0.0, -1.5])
+def test_an_input_that_never_changes_is_refused(value: float) -> None:
+    with pytest.raises(PlanError, match="the input of linear never changed over the calibration images"):
+        observed(*[np.full((3, 2), value, np.float32)] * 2)
+
+
+def test_blank_images_name_the_first_linear() -> None:
+    with pytest.raises(PlanError, match="the input of patch_embedding never changed"):
+        observe(random_encoder(), [0 * random_pixels() - 1])
 
 
 def test_absolute_maximum() -> None:
@@ -121,7 +147,7 @@ def test_observing_an_encoder_sees_every_linear_whatever_the_batches() -> None:
     assert list(at_once) == list(SHAPE.linears)
     for name in at_once:
         for field in FIELDS:
-            np.testing.assert_allclose(getattr(in_parts[name], field), getattr(at_once[name], field), atol=2e-5)
+            np.testing.assert_allclose(getattr(in_parts[name], field), getattr(at_once[name], field), atol=1e-4)
     patches = to_patches(SHAPE, torch.from_numpy(pixels)).numpy().reshape(-1, SHAPE.patch_values)
     np.testing.assert_allclose(at_once["patch_embedding"].mean, patches.mean(0), atol=1e-6)
 

@@ -11,7 +11,7 @@ from vitedge.converters.artifact import REPORT_FILE, REPORT_FORMAT, check_replac
 from vitedge.converters.checkpoint import load_checkpoint
 from vitedge.converters.lower import RUNTIMES, export_error, lower
 from vitedge.quantization.plan import TARGETS
-from vitedge.quantization.quantize import make_plan, observe
+from vitedge.quantization.quantize import Calibration, make_plan, observe
 from vitedge.runtimes.errors import ConversionError, OutputError
 
 
@@ -99,12 +99,11 @@ def test_export_error_passes_the_right_model_and_refuses_a_wrong_one(runtime: st
     pixels = random_pixels()
     plan, _ = make_plan(
         checkpoint.encoder,
-        observe(checkpoint.encoder, [pixels]),
-        pixel_range=(-1, 1),
+        Calibration(observe(checkpoint.encoder, [pixels]), lambda: [pixels], (-1, 1), "i"),
         recipes=TARGETS["avx2"],
         target="avx2",
         checkpoint_digest="c",
-        calibration_digest="i",
+        strengths=(0.7,),
     )
     common = {"checkpoint": checkpoint, "plan": plan, "batch": None, "calibration": {"digest": "i", "images": 4}}
     expected = checkpoint.reference()(pixels)

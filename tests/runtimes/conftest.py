@@ -12,7 +12,7 @@ from vitedge.converters.lower import RUNTIMES, lower
 from vitedge.quantization.encoder import Encoder, FloatArray, forward
 from vitedge.quantization.fake import fake_quantized_linear
 from vitedge.quantization.plan import TARGETS, Plan
-from vitedge.quantization.quantize import make_plan, observe
+from vitedge.quantization.quantize import Calibration, make_plan, observe
 
 CLASSES = 5
 
@@ -38,15 +38,14 @@ class Artifacts:
 def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Artifacts:
     root = tmp_path_factory.mktemp("artifacts")
     checkpoint = load_checkpoint(str(save_checkpoint(root / "model", classes=CLASSES)))
-    statistics = observe(checkpoint.encoder, [random_pixels(count=16)])
+    pixels = random_pixels(count=16)
     plan, smoothed = make_plan(
         checkpoint.encoder,
-        statistics,
-        pixel_range=(-1, 1),
+        Calibration(observe(checkpoint.encoder, [pixels]), lambda: [pixels], (-1, 1), "images"),
         recipes=TARGETS["avx2"],
         target="avx2",
         checkpoint_digest=checkpoint.origin.digest,
-        calibration_digest="images",
+        strengths=(0.7,),
     )
 
     def lowered(runtime: str, batch: int | None) -> Path:
