@@ -199,7 +199,9 @@ class Plan:
 
     def digest(self) -> str:
         """SHA-256 of everything in the plan."""
-        sha = hashlib.sha256(json.dumps(self._document(), sort_keys=True).encode())
+        # As pairs: the last pattern that matches counts, so that their order is a part of the plan.
+        ordered = {runtime: list(recipe.precisions.items()) for runtime, recipe in self.recipes.items()}
+        sha = hashlib.sha256(json.dumps([self._document(), ordered], sort_keys=True).encode())
         for name, array in sorted(self._arrays().items()):
             sha.update(name.encode() + array.tobytes())
         return sha.hexdigest()

@@ -100,7 +100,7 @@ def test_nearest_clamps_to_the_limit(name: str, limit: int) -> None:
 
 @given(SEEDS, st.sampled_from(sorted(WEIGHT_FORMATS)), st.floats(1e-6, 1e6))
 def test_the_scale_search_never_loses_to_the_step_that_is_always_good(seed: int, name: str, magnitude: float) -> None:
-    """That is the one that covers the largest weight; for pair-safe weights with 64, under which no pair exceeds 128."""
+    """That is the one that covers the largest weight; for pair-safe weights with 64, so that no pair exceeds 128."""
     weight = torch.from_numpy(random_weight(5, 17, seed) * np.float32(magnitude))
     variance = torch.from_numpy(np.random.default_rng(seed).uniform(0.1, 10, 17).astype(np.float32))
     weight_format = WEIGHT_FORMATS[name]
