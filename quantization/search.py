@@ -24,6 +24,7 @@ from vitedge.runtimes.errors import PlanError
 # Calibration images flatter by 0.3 dB on vit-s14-real.
 MARGIN_DB = 0.5
 _CURVE_POINTS = 8
+_HEADS = ("pooler.dense", "classifier")
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,8 @@ def search(
     for name, linear in linears.items():
         sensitivity[name] = predict({name: linear}).sqnr_db
         progress(name)
-    order = sorted(linears, key=lambda name: sensitivity[name])
+    # The heads read last_hidden_state and cannot harm it; they stay integer, and do not count as what is left of INT8.
+    order = sorted(linears, key=lambda name: (name in _HEADS, sensitivity[name]))
     points: dict[int, TradeOff] = {}
 
     def at(count: int) -> TradeOff:
@@ -109,7 +111,9 @@ def search(
             points[count] = predict({name: linears[name] for name in order[count:]})
         return points[count]
 
-    last = len(order) - 1
+    last = sum(name not in _HEADS for name in order) - 1
+    if last < 0:
+        return SearchResult(plan, (at(0),), sensitivity)
     for count in np.linspace(0, last, min(_CURVE_POINTS, last + 1)).round().astype(int).tolist():
         at(count)
     if not budget.met_by(at(last)):
