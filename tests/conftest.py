@@ -1,0 +1,6 @@
+"""Machines that run these tests are shared and noisy: speed is measured in benchmarks/, and no example has a deadline."""
+
+from hypothesis import settings
+
+settings.register_profile("noisy", deadline=None)
+settings.load_profile("noisy")
