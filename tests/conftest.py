@@ -1,4 +1,4 @@
-"""Machines that run these tests are shared and noisy: speed is measured in benchmarks/, and no example has a deadline."""
+"""These tests run on shared, noisy machines: speed is measured in benchmarks/, and no example has a deadline."""
 
 from hypothesis import settings
 
