@@ -108,7 +108,10 @@ def test_nan_and_infinity_are_errors_wherever_they_were(value: float, batch: int
 
 def test_the_sample_is_of_rows_seen_and_bounded() -> None:
     rows = np.random.default_rng(0).standard_normal((3 * SAMPLED_ROWS, 4)).astype(np.float32)
-    found = observed(*np.split(rows, 6)).rows
+    statistics = observed(*np.split(rows, 6))
+    # Moments are of all rows: those of the sample alone differ by some percent.
+    np.testing.assert_allclose(statistics.second_moment, of_the_whole(rows).second_moment, rtol=1e-5, atol=1e-6)
+    found = statistics.rows
     assert found.shape == (SAMPLED_ROWS, 4)
     places = [int(np.flatnonzero((rows == row).all(axis=1))[0]) for row in found]
     assert len(set(places)) == SAMPLED_ROWS

@@ -1,9 +1,11 @@
 """The ONNX and OpenVINO lowerings: structure of the files, and agreement with PyTorch in float and in integers.
 
-TFLite has `test_tflite.py`; what holds for all three as artifacts is in `test_artifact.py` and `tests/runtimes`.
+What only dynamic inputs have is in `test_dynamic_inputs.py`; TFLite has `test_tflite.py`; what holds for all
+three as artifacts is in `test_artifact.py` and `tests/runtimes`.
 """
 
 from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,23 +14,27 @@ import onnx
 import onnxruntime
 import openvino
 import pytest
+import torch
+from torch.nn import functional
 
 from tests.tiny import SHAPE, random_encoder, random_pixels, variants
 from vitedge.converters import onnx as onnx_lowering
 from vitedge.converters import openvino as openvino_lowering
-from vitedge.quantization.encoder import Encoder, EncoderShape, FloatArray, float_linear, forward
+from vitedge.quantization.encoder import Encoder, EncoderShape, FloatArray, Linear, float_linear, forward
 from vitedge.quantization.fake import fake_quantized_linear
 from vitedge.quantization.plan import TARGETS, QuantizedLinear, Recipe
 from vitedge.quantization.quantize import Calibration, make_plan, observe
-from vitedge.runtimes.errors import PlanError
 
 VARIANTS = variants()
 LINEARS = 2 * 4 + 1 + 1  # of SHAPE: four a layer, patches, pooler
 
 
 STATIC = TARGETS["avx2"]["openvino"]
-DYNAMIC = Recipe("int8", {"*": "dynamic", "patch_embedding": "static"})
+ALL_DYNAMIC = Recipe("int8", {"*": "dynamic"})
+DYNAMIC = ALL_DYNAMIC.with_precisions({"patch_embedding": "static"})
 ROWS_FOR_FC2 = TARGETS["avx2"]["onnx"]
+# Above what quantization itself leaves (33 to 41 dB), below what a few integers rounded the other way do (52).
+AGREEMENT_DB = 45
 
 
 def quantized(shape: EncoderShape, recipe: Recipe = STATIC) -> tuple[Encoder, dict[str, QuantizedLinear]]:
@@ -55,8 +61,47 @@ def run_openvino(folder: Path, pixels: FloatArray) -> dict[str, FloatArray]:
     return {output.get_any_name(): np.array(value) for output, value in outputs.items()}
 
 
+def quantized_as_lowered(encoder: Encoder, linears: Mapping[str, QuantizedLinear]) -> Linear:
+    """Fake quantization with rows as these two lowerings have them: from their minimum, without a zero point."""
+    fake = fake_quantized_linear(encoder, linears)
+
+    def linear(name: str, x: torch.Tensor) -> torch.Tensor:
+        quantized = linears.get(name)
+        if quantized is None or quantized.input is not None:
+            return fake(name, x)
+        known = encoder.shape.known_minimum(name)
+        low = x.amin(-1, keepdim=True) if known is None else torch.tensor(known)
+        step = ((x.amax(-1, keepdim=True) - low) / 255).clamp_min(1e-12)
+        rows = ((x - low) / step).round().clamp(0, 255) * step + low
+        weight = quantized.weight
+        return functional.linear(rows, torch.from_numpy(weight.dequantized()), torch.from_numpy(weight.bias))
+
+    return linear
+
+
+def hidden_states(encoder: Encoder, pixels: FloatArray, linear: Linear) -> FloatArray:
+    return forward(encoder, pixels, linear)["last_hidden_state"]
+
+
 def sqnr_db(expected: FloatArray, found: FloatArray) -> float:
     return float(10 * np.log10(np.square(expected).sum() / np.square(found - expected).sum()))
+
+
+def assert_as_predicted(
+    encoder: Encoder,
+    linears: Mapping[str, QuantizedLinear],
+    pixels: FloatArray,
+    folder: Path,
+    runs: Sequence[Callable[[Path, FloatArray], dict[str, FloatArray]]],
+) -> None:
+    as_lowered = hidden_states(encoder, pixels, quantized_as_lowered(encoder, linears))
+    predicted = hidden_states(encoder, pixels, fake_quantized_linear(encoder, linears))
+    exact = hidden_states(encoder, pixels, float_linear(encoder))
+    for run in runs:
+        found = run(folder, pixels)["last_hidden_state"]
+        assert sqnr_db(as_lowered, found) > AGREEMENT_DB  # measured: 52 at worst, mostly 130
+        assert sqnr_db(predicted, found) > 38  # measured: 39.5 at worst; the zero points of its rows are rounded
+        assert sqnr_db(exact, found) > 30  # measured: 32.7 at worst
 
 
 @pytest.mark.parametrize("batch", [None, 3])
@@ -78,19 +123,12 @@ def test_float_models_compute_what_pytorch_computes(shape: EncoderShape, batch: 
 def test_integer_models_compute_what_fake_quantization_predicts(
     shape: EncoderShape, as_convolutions: bool, recipe: Recipe, tmp_path: Path
 ) -> None:
-    """They are nearer to the prediction than to float: the same integers, with sums rounded in another order."""
+    """The same integers to a few that fall on the other side of a half: sums are made in another order."""
     encoder, linears = quantized(shape, recipe)
-    pixels = random_pixels(shape, seed=5)
-    exact = forward(encoder, pixels, float_linear(encoder))["last_hidden_state"]
-    predicted = forward(encoder, pixels, fake_quantized_linear(encoder, linears))["last_hidden_state"]
     onnx_lowering.convert(encoder, linears, tmp_path, None)
     openvino_lowering.convert(encoder, linears, tmp_path, None, as_convolutions=as_convolutions)
-    for outputs in (run_onnx(tmp_path, pixels), run_openvino(tmp_path, pixels)):
-        found = outputs["last_hidden_state"]
-        assert sqnr_db(exact, found) > 20
-        assert abs(sqnr_db(exact, found) - sqnr_db(exact, predicted)) < 0.5
-        # Zero points of rows are integers in the prediction and not in these two, so rows differ by their rounding.
-        assert recipe != STATIC or sqnr_db(predicted, found) > sqnr_db(exact, found) + 3
+    for batch in (1, 3):
+        assert_as_predicted(encoder, linears, random_pixels(shape, batch, seed=5), tmp_path, (run_onnx, run_openvino))
 
 
 def test_wrong_integers_show(tmp_path: Path) -> None:
@@ -175,39 +213,6 @@ def test_openvino_runs_integer_kernels(as_convolutions: bool, tmp_path: Path) ->
     runs = [node.get_rt_info() for node in nodes if node.get_rt_info()["layerType"].value in kinds]
     integer = [info for info in runs if info["runtimePrecision"].value in ("u8", "i8")]
     assert len(integer) == LINEARS, [(info["layerType"].value, info["runtimePrecision"].value) for info in runs]
-
-
-def test_onnx_quantizes_patches_by_row_and_openvino_refuses(tmp_path: Path) -> None:
-    encoder, linears = quantized(SHAPE, Recipe("int8", {"*": "dynamic"}))
-    onnx_lowering.convert(encoder, linears, tmp_path, None)
-    pixels = random_pixels(seed=5)
-    exact = forward(encoder, pixels, float_linear(encoder))["last_hidden_state"]
-    assert sqnr_db(exact, run_onnx(tmp_path, pixels)["last_hidden_state"]) > 35
-    with pytest.raises(PlanError, match="patch_embedding: OpenVINO convolves whole images"):
-        openvino_lowering.convert(encoder, linears, tmp_path, None)
-
-
-def test_rows_without_a_span_stay_finite(tmp_path: Path) -> None:
-    """Blank pixels make rows of equal values, whose step would be zero."""
-    encoder, linears = quantized(SHAPE, Recipe("int8", {"*": "dynamic"}))
-    blank = 0 * random_pixels()
-    onnx_lowering.convert(encoder, linears, tmp_path, None)
-    found = run_onnx(tmp_path, blank)["last_hidden_state"]
-    exact = forward(encoder, blank, float_linear(encoder))["last_hidden_state"]
-    assert sqnr_db(exact, found) > 30
-
-
-def test_rows_behind_an_activation_know_their_minimum(tmp_path: Path) -> None:
-    """One ReduceMax each, no ReduceMin: nothing is smaller than the activation's own minimum."""
-    encoder, linears = quantized(SHAPE, ROWS_FOR_FC2)
-    onnx_lowering.convert(encoder, linears, tmp_path, None)
-    counts = Counter(node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node)
-    assert (counts["ReduceMax"], counts["ReduceMin"]) == (SHAPE.layers, 0)
-    assert counts["MatMulIntegerToFloat"] == counts["QuantizeLinear"] == LINEARS
-    encoder, linears = quantized(SHAPE, DYNAMIC)
-    onnx_lowering.convert(encoder, linears, tmp_path, None)
-    counts = Counter(node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node)
-    assert (counts["ReduceMax"], counts["ReduceMin"]) == (LINEARS - 1, LINEARS - 1 - SHAPE.layers)
 
 
 def test_linear_that_the_plan_keeps_float_stays_float(tmp_path: Path) -> None:
