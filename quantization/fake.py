@@ -22,8 +22,13 @@ def fake_quantized_linear(encoder: Encoder, linears: Mapping[str, QuantizedLinea
     def linear(name: str, x: torch.Tensor) -> torch.Tensor:
         if name not in linears:
             return as_float(name, x)
-        static = linears[name].input
-        x = quantize_static(x, static) if static else quantize_rows(x)
+        static, rows = linears[name].input, linears[name].rows
+        if static is not None:
+            x = quantize_static(x, static)
+        elif rows == "minimum":
+            x = quantize_rows_from_minimum(x, encoder.shape.known_minimum(name))
+        else:
+            x = quantize_rows(x)
         return functional.linear(x, weights[name], biases[name])
 
     return linear
@@ -42,3 +47,10 @@ def quantize_rows(x: torch.Tensor) -> torch.Tensor:
     scale = torch.clamp((high - low) / 255, min=1e-12)
     zero_point = torch.round(-low / scale)
     return (torch.clamp(torch.round(x / scale) + zero_point, 0, 255) - zero_point) * scale
+
+
+def quantize_rows_from_minimum(x: torch.Tensor, known_minimum: float | None) -> torch.Tensor:
+    """Rounds every row to 256 steps from its minimum, or from what none is smaller than, to its maximum."""
+    low = x.amin(-1, keepdim=True) if known_minimum is None else torch.tensor(known_minimum)
+    step = torch.clamp((x.amax(-1, keepdim=True) - low) / 255, min=1e-12)
+    return torch.clamp(torch.round((x - low) / step), 0, 255) * step + low

@@ -29,6 +29,10 @@ PLAN_FILE, ARRAYS_FILE = "plan.json", "plan.safetensors"
 _MAX_DOCUMENT_BYTES = 16 << 20
 # How a linear is computed: integers under one fixed input range, or under the range of each row (token); or in float.
 Precision = Literal["static", "dynamic", "float"]
+# Where the 256 steps of a row lie. "zero-point": over its range and 0, which is one of them, as XNNPACK has it;
+# "minimum": they begin at the row's minimum, as the ONNX and OpenVINO lowerings have it.
+RowGrid = Literal["zero-point", "minimum"]
+_ROW_GRIDS: Mapping[str, RowGrid] = MappingProxyType({"onnx": "minimum", "openvino": "minimum", "tflite": "zero-point"})
 
 
 @dataclass(frozen=True)
@@ -154,10 +158,13 @@ class IntegerWeight:
 
 @dataclass(frozen=True)
 class QuantizedLinear:
-    """What a converter lowers: integer weights and the input's fixed quantization, or None for a range per row."""
+    """What a converter lowers: integer weights and the input's fixed quantization, or None for a range per row, whose
+    steps lie as `rows` says.
+    """
 
     weight: IntegerWeight
     input: StaticInput | None
+    rows: RowGrid = "zero-point"
 
 
 @dataclass(frozen=True)
@@ -189,13 +196,25 @@ class Plan:
     modules: Mapping[str, ModulePlan]
 
     def linears(self, runtime: str) -> Mapping[str, QuantizedLinear]:
-        """The integer linears of one runtime, by module name."""
+        """The integer linears of one runtime, by module name.
+
+        Raises:
+            PlanError: The recipe asks for weights that the plan does not hold, as after an edit.
+        """
         recipe = self.recipes[runtime]
-        return {
-            name: quantized_linear(module, recipe.weights, recipe.precision(name))
-            for name, module in self.modules.items()
-            if recipe.precision(name) != "float"
-        }
+        linears = {}
+        for name, module in self.modules.items():
+            precision = recipe.precision(name)
+            if precision == "float":
+                continue
+            if recipe.weights not in module.weights:
+                raise PlanError(
+                    f"{name}: the recipe of {runtime} asks for {recipe.weights} weights, the plan holds"
+                    f" {', '.join(module.weights) or 'none'}; build again with --plan"
+                )
+            static = module.input if precision == "static" else None
+            linears[name] = QuantizedLinear(module.weights[recipe.weights], static, _ROW_GRIDS[runtime])
+        return linears
 
     def digest(self) -> str:
         """SHA-256 of everything in the plan."""
@@ -232,11 +251,6 @@ class Plan:
                 for part, array in vars(weight).items():
                     arrays[f"{name}/{weight_format}/{part}"] = np.ascontiguousarray(array)
         return arrays
-
-
-def quantized_linear(module: ModulePlan, weight_format: str, precision: Precision) -> QuantizedLinear:
-    """A linear as a recipe asks for it; `precision` is not float."""
-    return QuantizedLinear(module.weights[weight_format], module.input if precision == "static" else None)
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """Makes the plan: observe, smooth, fix ranges, round. Nothing here knows a runtime's file format.
 
 The strength of smoothing is measured, not assumed: the plan is made for each of a few strengths, and the one whose
-fake-quantized model is nearest to FP32 on calibration images is kept. On vit-s14-real that is 0.9 and gains 5 dB over
-the paper's 0.5, because what smoothing makes hard, large weights, is what second-order rounding is good at.
+fake-quantized model is nearest to FP32 on calibration images is kept. Stronger smoothing than the paper's 0.5 can pay,
+because what it makes hard, large weights, is what second-order rounding is good at (`benchmarks/ablation.py` shows it).
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence

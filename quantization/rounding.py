@@ -25,7 +25,7 @@ import torch
 
 from vitedge.calibration.observers import InputStatistics
 from vitedge.quantization.encoder import FloatArray
-from vitedge.quantization.plan import IntegerWeight, WeightFormat
+from vitedge.quantization.plan import WEIGHT_FORMATS, IntegerWeight, WeightFormat
 from vitedge.quantization.saturation import PAIR_SUM_LIMIT
 
 _BLOCK = 128
@@ -151,6 +151,8 @@ def gptq(weight: torch.Tensor, scale: torch.Tensor, factor: Factor, weight_forma
 
 def _share_excess(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     """The first of two targets, less half of what their sum exceeds the limit by; both in units of the scale."""
+    limit = WEIGHT_FORMATS["int8-pair-safe"].limit  # what gets clipped anyway is no excess
+    first, second = first.clamp(-limit, limit), second.clamp(-limit, limit)
     excess = ((first + second).abs() - PAIR_SUM_LIMIT).clamp_min(0) * (first * second > 0)
     return first - first.sign() * excess / 2
 

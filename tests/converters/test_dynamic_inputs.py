@@ -20,7 +20,6 @@ from tests.converters.test_lowerings import (
     assert_as_predicted,
     hidden_states,
     quantized,
-    quantized_as_lowered,
     run_onnx,
     run_openvino,
     sqnr_db,
@@ -29,6 +28,7 @@ from tests.tiny import SHAPE, random_pixels
 from vitedge.converters import onnx as onnx_lowering
 from vitedge.converters import openvino as openvino_lowering
 from vitedge.quantization.encoder import EncoderShape, FloatArray
+from vitedge.quantization.fake import fake_quantized_linear
 from vitedge.runtimes.errors import PlanError
 
 
@@ -53,7 +53,7 @@ def test_one_range_for_all_rows_shows(tmp_path: Path) -> None:
     encoder, linears = quantized(SHAPE, DYNAMIC)
     _, lowered = quantized(SHAPE, DYNAMIC.with_precisions({"layers.0.mlp.fc1": "static"}))
     pixels = random_pixels(seed=5)
-    expected = hidden_states(encoder, pixels, quantized_as_lowered(encoder, linears))
+    expected = hidden_states(encoder, pixels, fake_quantized_linear(encoder, linears))
     onnx_lowering.convert(encoder, lowered, tmp_path, None)
     openvino_lowering.convert(encoder, lowered, tmp_path, None)
     for outputs in (run_onnx(tmp_path, pixels), run_openvino(tmp_path, pixels)):
@@ -80,7 +80,7 @@ def test_tokens_of_equal_values_stay_finite(as_convolutions: bool, tmp_path: Pat
     weight = linears[fc1].weight
     linears[fc1] = replace(linears[fc1], weight=replace(weight, bias=weight.bias - np.float32(100)))
     pixels = random_pixels(seed=5)
-    expected = hidden_states(encoder, pixels, quantized_as_lowered(encoder, linears))
+    expected = hidden_states(encoder, pixels, fake_quantized_linear(encoder, linears))
     onnx_lowering.convert(encoder, linears, tmp_path, None)
     openvino_lowering.convert(encoder, linears, tmp_path, None, as_convolutions=as_convolutions)
     for outputs in (run_onnx(tmp_path, pixels), run_openvino(tmp_path, pixels)):

@@ -81,6 +81,11 @@ def test_both_of_a_pair_give_up_half_of_the_excess() -> None:
     assert round_to_nearest(steps, WEIGHT_FORMATS["int8-pair-safe"]).tolist() == expected
 
 
+def test_what_is_clipped_anyway_takes_nothing_from_its_neighbor() -> None:
+    steps = torch.tensor([[2.0, 150.0], [2.0, 212.0], [150.0, 2.0]])
+    assert round_to_nearest(steps, WEIGHT_FORMATS["int8-pair-safe"]).tolist() == [[2, 126], [2, 126], [126, 2]]
+
+
 def test_free_integers_saturate_where_pair_safe_ones_do_not() -> None:
     """The twin of the proofs here: were `certify` blind, it would pass these too."""
     steps = torch.tensor([[100.0, 60.0]])
