@@ -3,7 +3,6 @@
 - Minimum and maximum per channel: smoothing divides channels, so the range after it follows from the range before.
 - The mean, and the second moments XᵀX / rows of all pairs of channels: they give the output error of any change to the
   weights, tr(E · XᵀX · Eᵀ), and so decide how weights are rounded (GPTQ, Frantar et al. 2022, calls them the Hessian).
-- A random sample of rows, on which the error of quantizing the input itself is measured.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,22 +14,18 @@ from numpy.typing import NDArray
 
 from vitedge.runtimes.errors import PlanError
 
-SAMPLED_ROWS = 512
-
 
 @dataclass(frozen=True)
 class InputStatistics:
     """Of the input of one linear, over all rows seen.
 
-    `minimum`, `maximum` and `mean` are float32 [in], `second_moment` float32 [in, in]; `rows` float32 [up to
-    `SAMPLED_ROWS`, in], each row seen being equally likely among them.
+    `minimum`, `maximum` and `mean` are float32 [in], `second_moment` float32 [in, in].
     """
 
     minimum: NDArray[np.float32]
     maximum: NDArray[np.float32]
     mean: NDArray[np.float32]
     second_moment: NDArray[np.float32]
-    rows: NDArray[np.float32]
 
     @property
     def absolute_maximum(self) -> NDArray[np.float32]:
@@ -43,7 +38,6 @@ class InputStatistics:
             self.maximum / factors,
             self.mean / factors,
             self.second_moment / factors / factors[:, None],
-            self.rows / factors,
         )
 
 
@@ -80,25 +74,16 @@ class _Seen:
         self._low, self._high = torch.full((width,), torch.inf), torch.full((width,), -torch.inf)
         self._sum = torch.zeros(width, dtype=torch.float64)
         self._products = torch.zeros(width, width)
-        self._rows, self._keys = torch.empty(0, width), torch.empty(0)
-        self._random = torch.Generator().manual_seed(0)
 
     def add(self, rows: torch.Tensor) -> None:
         self._count += len(rows)
         self._low, self._high = torch.minimum(self._low, rows.amin(0)), torch.maximum(self._high, rows.amax(0))
         self._sum += rows.double().sum(0)
         self._products.addmm_(rows.T, rows)
-        # Every row draws a key; those with the largest keys so far are a uniform sample, whatever their number.
-        keys = torch.rand(len(rows), generator=self._random)
-        if len(self._keys) == SAMPLED_ROWS:
-            drawn = keys > self._keys.min()
-            rows, keys = rows[drawn], keys[drawn]
-        self._keys, order = torch.cat((self._keys, keys)).topk(min(SAMPLED_ROWS, len(self._keys) + len(keys)))
-        self._rows = torch.cat((self._rows, rows))[order]
 
     def statistics(self, name: str) -> InputStatistics:
         moments = self._products / self._count
-        found = (self._low, self._high, (self._sum / self._count).float(), moments, self._rows)
+        found = (self._low, self._high, (self._sum / self._count).float(), moments)
         if not all(torch.isfinite(tensor).all() for tensor in found):
             raise PlanError(f"the input of {name} held NaN or infinity during calibration; check the checkpoint")
         if self._count > 1 and bool((self._low == self._high).all()):

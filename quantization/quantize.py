@@ -91,6 +91,7 @@ def make_plan(
     empty = Plan(checkpoint_digest, calibration.digest, target, recipes, 0.0, {}, {})
     rounder = _Rounder(encoder, calibration.statistics, recipes)
     pixel_values = next(iter(calibration.batches()))
+    expected = forward(encoder, pixel_values, float_linear(encoder))["last_hidden_state"]
     best: tuple[float, Plan, Encoder] | None = None
     for strength in strengths:
         factors = smoothing_factors(encoder, calibration.statistics, rounder.smoothed_linears, strength)
@@ -101,16 +102,15 @@ def make_plan(
             modules[name] = ModulePlan(inputs[name], rounder(name, smoothed, factors.get(name)))
             progress(name)
         plan = replace(empty, strength=strength, smoothing=factors, modules=modules)
-        score = predicted_sqnr_db(plan, encoder, smoothed, pixel_values) if len(strengths) > 1 else 0.0
+        score = predicted_sqnr_db(plan, smoothed, pixel_values, expected) if len(strengths) > 1 else 0.0
         if best is None or score > best[0]:
             best = score, plan, smoothed
     assert best is not None, "at least one strength"
     return best[1:]
 
 
-def predicted_sqnr_db(plan: Plan, encoder: Encoder, smoothed: Encoder, pixel_values: FloatArray) -> float:
-    """SQNR of `last_hidden_state` that fake quantization predicts, averaged over the plan's runtimes."""
-    expected = forward(encoder, pixel_values, float_linear(encoder))["last_hidden_state"]
+def predicted_sqnr_db(plan: Plan, smoothed: Encoder, pixel_values: FloatArray, expected: FloatArray) -> float:
+    """SQNR of `last_hidden_state`, `expected` in FP32, that fake quantization predicts; the mean over the runtimes."""
     signal = float(np.square(expected).sum())
     found = []
     for runtime in plan.recipes:

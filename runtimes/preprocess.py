@@ -90,6 +90,16 @@ class Preprocessing:
         if 0 in self.std or self.rescale_factor <= 0:
             raise ArtifactError("preprocessing: std must not be 0, and rescale_factor must be positive")
 
+    @property
+    def value_range(self) -> tuple[float, float]:
+        """Smallest and largest normalized value that any pixel can have."""
+        ends = [
+            (value * 255 * self.rescale_factor - mean) / std
+            for mean, std in zip(self.mean, self.std, strict=True)
+            for value in (0, 1)
+        ]
+        return min(ends), max(ends)
+
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "Preprocessing":
         """Reads a `preprocessor_config.json`; what it leaves out is 224×224, bilinear, mean and std 0.5.

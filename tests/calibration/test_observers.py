@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.tiny import SHAPE, random_encoder, random_pixels
-from vitedge.calibration.observers import SAMPLED_ROWS, InputStatistics, Observer
+from vitedge.calibration.observers import InputStatistics, Observer
 from vitedge.quantization.encoder import FloatArray, to_patches
 from vitedge.quantization.quantize import observe
 from vitedge.runtimes.errors import PlanError
@@ -33,7 +33,9 @@ def observed(*arrays: FloatArray) -> InputStatistics:
 
 def of_the_whole(rows: FloatArray) -> InputStatistics:
     wide = rows.astype(np.float64)
-    return InputStatistics(rows.min(0), rows.max(0), wide.mean(0), wide.T @ wide / len(rows), rows)
+    return InputStatistics(
+        rows.min(0), rows.max(0), wide.mean(0).astype(np.float32), (wide.T @ wide / len(rows)).astype(np.float32)
+    )
 
 
 @given(
@@ -54,7 +56,6 @@ def test_any_split_into_batches_gives_numpys_statistics(
     np.testing.assert_allclose(
         found.second_moment, expected.second_moment, rtol=1e-5, atol=1e-5 * np.abs(expected.second_moment).max()
     )
-    assert {row.tobytes() for row in found.rows} == {row.tobytes() for row in rows}  # few: all of them are kept
     assert all(getattr(found, field).dtype == np.float32 for field in FIELDS)
 
 
@@ -104,20 +105,6 @@ def test_nan_and_infinity_are_errors_wherever_they_were(value: float, batch: int
     arrays[batch][1, 1] = value
     with pytest.raises(PlanError, match="the input of linear held NaN or infinity during calibration; check the check"):
         observed(*arrays)
-
-
-def test_the_sample_is_of_rows_seen_and_bounded() -> None:
-    rows = np.random.default_rng(0).standard_normal((3 * SAMPLED_ROWS, 4)).astype(np.float32)
-    statistics = observed(*np.split(rows, 6))
-    # Moments are of all rows: those of the sample alone differ by some percent.
-    np.testing.assert_allclose(statistics.second_moment, of_the_whole(rows).second_moment, rtol=1e-5, atol=1e-6)
-    found = statistics.rows
-    assert found.shape == (SAMPLED_ROWS, 4)
-    places = [int(np.flatnonzero((rows == row).all(axis=1))[0]) for row in found]
-    assert len(set(places)) == SAMPLED_ROWS
-    # Early and late batches alike: each sixth of the rows gives a sixth of the sample.
-    counts = np.bincount(np.array(places) * 6 // len(rows), minlength=6)
-    assert counts.min() > SAMPLED_ROWS / 6 * 0.6
 
 
 @pytest.mark.parametrize("value", [0.0, -1.5])

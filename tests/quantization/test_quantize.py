@@ -170,21 +170,24 @@ def test_smoothing_is_in_the_plan(avx2: tuple[Plan, Encoder]) -> None:
 def test_the_strength_with_the_best_prediction_is_taken(encoder: Encoder, strengths: Sequence[float]) -> None:
     """Whatever their order; and the plan is the one that this strength alone would give."""
     pixels = random_pixels(count=CALIBRATION_IMAGES)
+    float_outputs = forward(encoder, pixels, float_linear(encoder))["last_hidden_state"]
     scores, digests = {}, {}
     for strength in strengths:
         plan, smoothed = planned(encoder=encoder, strengths=(strength,))
-        scores[strength] = predicted_sqnr_db(plan, encoder, smoothed, pixels)
+        scores[strength] = predicted_sqnr_db(plan, smoothed, pixels, float_outputs)
         digests[strength] = plan.digest()
     best = max(scores, key=scores.__getitem__)
     found, smoothed = planned(encoder=encoder, strengths=strengths)
     assert (found.strength, found.digest()) == (best, digests[best])
-    assert predicted_sqnr_db(found, encoder, smoothed, pixels) == pytest.approx(scores[best])
+    assert predicted_sqnr_db(found, smoothed, pixels, float_outputs) == pytest.approx(scores[best])
     assert scores[best] > min(scores.values()) + 1  # they do differ
 
 
 def test_the_prediction_is_the_mean_over_runtimes(avx2: tuple[Plan, Encoder]) -> None:
     plan, smoothed = avx2
-    found = predicted_sqnr_db(plan, ENCODER, smoothed, random_pixels(seed=9))
+    pixels = random_pixels(seed=9)
+    float_outputs = forward(ENCODER, pixels, float_linear(ENCODER))["last_hidden_state"]
+    found = predicted_sqnr_db(plan, smoothed, pixels, float_outputs)
     expected = np.mean([sqnr_db(smoothed, plan.linears(runtime)) for runtime in plan.recipes])
     assert found == pytest.approx(expected, abs=1e-3)
 

@@ -12,14 +12,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from vitedge.benchmarks.measure import BenchReport, measure_all
-from vitedge.calibration import cache
 from vitedge.calibration.images import ImageSet, batches, hold_out, refuse_overlap, scan, too_few_warning
-from vitedge.calibration.observers import InputStatistics
+from vitedge.commands.planning import Activations, calibrate, choose_recipes, search_runtimes
 from vitedge.commands.verify import judge
 from vitedge.console import Console
 from vitedge.converters.artifact import REPORT_FILE, REPORT_FORMAT, check_replaceable, replacing_folder
@@ -29,22 +28,16 @@ from vitedge.plots import plot_search
 from vitedge.quantization.accuracy import AccuracyReport
 from vitedge.quantization.encoder import Encoder
 from vitedge.quantization.gates import NO_GATES, Gates, check, doubts
-from vitedge.quantization.plan import TARGETS, Plan, PlanDecisions, Recipe, load_decisions
-from vitedge.quantization.quantize import STRENGTHS, Calibration, make_plan, observe
+from vitedge.quantization.plan import TARGETS, Plan, Recipe
+from vitedge.quantization.quantize import STRENGTHS, Calibration, make_plan
 from vitedge.quantization.ranges import RangeMethod
-from vitedge.quantization.search import Budget, SearchResult, search
+from vitedge.quantization.search import Budget, SearchResult
 from vitedge.runtimes.errors import GateFailedError, PlanError
 from vitedge.runtimes.load import load_encoder
 from vitedge.runtimes.manifest import Manifest
-from vitedge.runtimes.preprocess import Preprocessing
 
-Activations = Literal["auto", "static", "dynamic"]
-_CALIBRATION_BATCH = 8
 _EXPORT_CHECK_IMAGES = 4
-_SEARCH_IMAGES = 8
 _HELD_OUT_IMAGES = 256
-# Part of the calibration cache's fingerprint; raise it when what is observed, or how, changes.
-_OBSERVATION_METHOD = "second-moments-1"
 
 
 @dataclass(frozen=True)
@@ -112,18 +105,18 @@ def build(request: BuildRequest, console: Console) -> BuildResult:
     check_replaceable(request.out)
     with clock("load"), console.step("Loading the checkpoint"):
         checkpoint = _load(request)
-    decisions = _decisions(request, checkpoint)
+    recipes = choose_recipes(request.runtimes, request.target, request.activations, request.plan, checkpoint)
     calibration, evaluation = _image_sets(request, console)
     _refuse_blind_gates(request, evaluation)
     with clock("calibrate"):
-        statistics = _statistics(checkpoint, calibration, console)
+        observed = calibrate(checkpoint, calibration, console)
     with replacing_folder(request.out) as new:
         searches: Mapping[str, SearchResult] = {}
         with clock("plan"):
-            plan, smoothed = _plan(request, decisions, checkpoint, statistics, calibration, console)
+            plan, smoothed = _plan(request, recipes, checkpoint, observed, console)
         if (budget := _budget(request)) is not None:
             with clock("search"):
-                plan, searches = _search(request, budget, plan, smoothed, checkpoint, calibration, console)
+                plan, searches = search_runtimes(plan, smoothed, budget, checkpoint, calibration, console)
                 plot_search(searches, new / "search.svg")
         plan.save(new)
         with clock("convert"):
@@ -218,100 +211,20 @@ def _refuse_blind_gates(request: BuildRequest, evaluation: ImageSet | None) -> N
         raise PlanError(f"--max-drop needs labelled images: expected a sub-folder per class in {evaluation.folder}")
 
 
-def _statistics(checkpoint: Checkpoint, images: ImageSet, console: Console) -> Mapping[str, InputStatistics]:
-    contract = json.dumps(checkpoint.preprocessing.to_json(), sort_keys=True)
-    fingerprint = cache.fingerprint(
-        checkpoint=checkpoint.origin.digest,
-        images=images.digest,
-        preprocessing=contract,
-        shape=repr(checkpoint.encoder.shape),
-        method=_OBSERVATION_METHOD,
-    )
-    statistics = cache.load(fingerprint)
-    if statistics is not None and statistics.keys() == checkpoint.encoder.shape.linears.keys():
-        console.note(f"Calibration of {len(images.paths)} images reused from the cache")
-        return statistics
-    with console.bar("Calibrating", len(images.paths)) as advance:
-        statistics = observe(
-            checkpoint.encoder,
-            _counted(batches(images, checkpoint.preprocessing, _CALIBRATION_BATCH), advance),
-        )
-    cache.store(fingerprint, statistics)
-    return statistics
-
-
-def _counted(arrays: Iterator[Any], advance: Any) -> Iterator[Any]:
-    for array in arrays:
-        yield array
-        advance(len(array))
-
-
-def pixel_range(contract: Preprocessing) -> tuple[float, float]:
-    """Smallest and largest normalized value that any pixel can have."""
-    ends = [
-        (value * 255 * contract.rescale_factor - m) / s
-        for m, s in zip(contract.mean, contract.std, strict=True)
-        for value in (0, 1)
-    ]
-    return min(ends), max(ends)
-
-
-def _decisions(request: BuildRequest, checkpoint: Checkpoint) -> PlanDecisions | None:
-    """Those of the plan file asked for, if one was, for the runtimes asked for."""
-    if request.plan is None:
-        return None
-    decisions = load_decisions(request.plan)
-    decisions.check(checkpoint.origin.digest, checkpoint.encoder.shape.linears)
-    missing = [runtime for runtime in request.runtimes if runtime not in decisions.recipes]
-    if missing:
-        raise PlanError(
-            f"{decisions.path}: has no recipe for {', '.join(missing)}, only for {', '.join(decisions.recipes)};"
-            f" pass --runtime {','.join(decisions.recipes)}, or add one"
-        )
-    if decisions.target != request.target:
-        raise PlanError(
-            f"{decisions.path}: made for target {decisions.target}, but --target is {request.target};"
-            f" pass --target {decisions.target}"
-        )
-    return decisions
-
-
-def _recipes(request: BuildRequest, decisions: PlanDecisions | None) -> Mapping[str, Recipe]:
-    """How each runtime asked for computes the linears."""
-    recipes = decisions.recipes if decisions else TARGETS[request.target]
-    recipes = {runtime: recipes[runtime] for runtime in request.runtimes}
-    if request.activations == "auto":
-        return recipes
-    chosen = {}
-    for runtime, recipe in recipes.items():
-        if runtime == "tflite":  # XNNPACK has no other kind
-            chosen[runtime] = recipe
-        elif request.activations == "static":
-            chosen[runtime] = Recipe(recipe.weights, {"*": "static"})
-        else:  # pixels have one range by contract, and OpenVINO convolves them whole
-            chosen[runtime] = Recipe(recipe.weights, {"*": "dynamic", "patch_embedding": "static"})
-    return chosen
-
-
 def _plan(
     request: BuildRequest,
-    decisions: PlanDecisions | None,
+    recipes: Mapping[str, Recipe],
     checkpoint: Checkpoint,
-    statistics: Mapping[str, InputStatistics],
-    images: ImageSet,
+    calibration: Calibration,
     console: Console,
 ) -> tuple[Plan, Encoder]:
-    contract = checkpoint.preprocessing
-    calibration = Calibration(
-        statistics, lambda: batches(images, contract, _CALIBRATION_BATCH), pixel_range(contract), images.digest
-    )
     # Random weights have no accuracy that a strength could be chosen by.
     strengths = STRENGTHS[:1] if request.random_weights else STRENGTHS
     with console.bar("Rounding weights", len(strengths) * len(checkpoint.encoder.shape.linears)) as advance:
         return make_plan(
             checkpoint.encoder,
             calibration,
-            recipes=_recipes(request, decisions),
+            recipes=recipes,
             target=request.target,
             checkpoint_digest=checkpoint.origin.digest,
             strengths=strengths,
@@ -325,26 +238,6 @@ def _budget(request: BuildRequest) -> Budget | None:
     gates = request.gates
     asked = gates.min_sqnr_db is not None or gates.min_cosine is not None
     return Budget(gates.min_sqnr_db, gates.min_cosine) if asked and request.plan is None else None
-
-
-def _search(
-    request: BuildRequest,
-    budget: Budget,
-    plan: Plan,
-    smoothed: Encoder,
-    checkpoint: Checkpoint,
-    images: ImageSet,
-    console: Console,
-) -> tuple[Plan, Mapping[str, SearchResult]]:
-    """The plan with as few float linears as the budget needs, runtime by runtime."""
-    pixel_values = next(batches(images, checkpoint.preprocessing, _SEARCH_IMAGES))
-    searches = {}
-    total = sum(len(plan.linears(runtime)) for runtime in request.runtimes)
-    with console.bar("Measuring the sensitivity of each linear", total) as advance:
-        for runtime in request.runtimes:
-            found = search(plan, runtime, checkpoint.encoder, smoothed, pixel_values, budget, lambda _: advance(1))
-            searches[runtime], plan = found, found.plan
-    return plan, searches
 
 
 def _convert(

@@ -1,0 +1,152 @@
+"""What each decision of the plan is worth, predicted by fake quantization: nothing is converted, so it takes minutes.
+
+    python -m vitedge.benchmarks.ablation CHECKPOINT --calibration DIR --eval DIR
+
+Rows: the formats of weights alone (inputs in float), the strengths of smoothing, the methods for fixed ranges, and
+three disjoint subsets of the calibration images. Prints a table and ends in one JSON document. Numbers are of
+`last_hidden_state` and the class token, against the float encoder.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from vitedge.calibration.images import ImageSet, batches, scan
+from vitedge.converters.checkpoint import Checkpoint, load_checkpoint
+from vitedge.quantization.encoder import Encoder, FloatArray, Linear, float_linear, forward
+from vitedge.quantization.fake import fake_quantized_linear
+from vitedge.quantization.fidelity import cosine, sqnr_db
+from vitedge.quantization.plan import TARGETS, WEIGHT_FORMATS, Plan, QuantizedLinear, Recipe
+from vitedge.quantization.quantize import Calibration, make_plan, observe
+from vitedge.runtimes.errors import VitedgeError
+
+STRENGTHS = (0.3, 0.5, 0.7, 0.8, 0.9, 1.0)
+SUBSETS, SUBSET_IMAGES = 3, 32
+_BATCH = 8
+
+
+@dataclass(frozen=True)
+class Row:
+    """One variant, and what is predicted of it."""
+
+    what: str
+    variant: str
+    runtime: str
+    sqnr_db: float
+    cosine_mean: float
+    cosine_worst: float
+
+
+class Bench:
+    """The encoder, its calibration, and the images that variants are judged on.
+
+    Args:
+        checkpoint: What to quantize.
+        images: Calibration images.
+        evaluation: Images to judge on.
+        target: Whose recipes are varied.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, images: ImageSet, evaluation: ImageSet, target: str) -> None:
+        self.encoder, self.target = checkpoint.encoder, target
+        self._contract = checkpoint.preprocessing
+        self._calibration_pixels = np.concatenate(list(batches(images, self._contract, _BATCH)))
+        self._pixels = list(batches(evaluation, self._contract, _BATCH))
+        float_model = float_linear(self.encoder)
+        self._expected = [forward(self.encoder, x, float_model)["last_hidden_state"] for x in self._pixels]
+        self.calibration = self.calibrated(slice(None))
+
+    def calibrated(self, part: slice) -> Calibration:
+        """Calibration on a part of the images."""
+        pixels = self._calibration_pixels[part]
+
+        def parts() -> Iterable[FloatArray]:
+            return np.array_split(pixels, max(1, len(pixels) // _BATCH))
+
+        return Calibration(observe(self.encoder, parts()), parts, self._contract.value_range, "")
+
+    def plan(self, calibration: Calibration, recipes: Mapping[str, Recipe], **options: object) -> tuple[Plan, Encoder]:
+        return make_plan(self.encoder, calibration, recipes=recipes, target="", checkpoint_digest="", **options)  # type: ignore[arg-type]
+
+    def rows(self, what: str, variant: str, planned: tuple[Plan, Encoder]) -> Iterator[Row]:
+        """What is predicted of a plan, for each of its runtimes."""
+        plan, smoothed = planned
+        for runtime in plan.recipes:
+            linear = fake_quantized_linear(smoothed, plan.linears(runtime))
+            yield self.judged(what, variant, runtime, smoothed, linear)
+
+    def judged(self, what: str, variant: str, runtime: str, smoothed: Encoder, linear: Linear) -> Row:
+        signal, noise, cosines = 0.0, 0.0, []
+        for pixel_values, expected in zip(self._pixels, self._expected, strict=True):
+            found = forward(smoothed, pixel_values, linear)["last_hidden_state"]
+            signal += float(np.square(expected, dtype=np.float64).sum())
+            noise += float(np.square(found - expected, dtype=np.float64).sum())
+            cosines.append(cosine(expected[:, 0], found[:, 0]))
+        every = np.concatenate(cosines)
+        return Row(what, variant, runtime, sqnr_db(signal, noise), float(every.mean()), float(every.min()))
+
+
+def ablate(bench: Bench) -> Iterator[Row]:
+    """All variants, one decision varied at a time."""
+    recipes = TARGETS[bench.target]
+    for weight_format in WEIGHT_FORMATS:
+        alone = {"onnx": Recipe(weight_format, {"*": "static"})}
+        plan, smoothed = bench.plan(bench.calibration, alone, strengths=(0.7,))
+        yield bench.judged("weights alone", weight_format, "any", smoothed, _weights_only(plan.linears("onnx")))
+    for strength in STRENGTHS:
+        planned = bench.plan(bench.calibration, recipes, strengths=(strength,))
+        yield from bench.rows("smoothing", f"strength {strength}", planned)
+    for method in ("min-max", "mse"):
+        static = {"openvino": Recipe(recipes["openvino"].weights, {"*": "static"})}
+        planned = bench.plan(bench.calibration, static, strengths=(0.9,), range_method=method)
+        yield from bench.rows("fixed ranges", method, planned)
+    for subset in range(SUBSETS):
+        part = slice(subset * SUBSET_IMAGES, (subset + 1) * SUBSET_IMAGES)
+        planned = bench.plan(bench.calibrated(part), recipes)
+        yield from bench.rows("calibration", f"{SUBSET_IMAGES} images, subset {subset + 1}", planned)
+
+
+def _weights_only(linears: Mapping[str, QuantizedLinear]) -> Linear:
+    weights = {name: torch.from_numpy(linear.weight.dequantized()) for name, linear in linears.items()}
+    biases = {name: torch.from_numpy(linear.weight.bias) for name, linear in linears.items()}
+    return lambda name, x: functional.linear(x, weights[name], biases[name])
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command; 0, or 2 if the input was wrong."""
+    parser = argparse.ArgumentParser(prog="python -m vitedge.benchmarks.ablation", description=__doc__)
+    parser.add_argument("checkpoint")
+    parser.add_argument("--calibration", type=Path, required=True)
+    parser.add_argument("--eval", type=Path, required=True)
+    parser.add_argument("--eval-images", type=int, default=64, help="taken evenly over the folder")
+    parser.add_argument("--target", choices=sorted(TARGETS), default="avx2")
+    arguments = parser.parse_args(argv)
+    try:
+        checkpoint = load_checkpoint(arguments.checkpoint)
+        evaluation = scan(arguments.eval, arguments.eval_images)
+        bench = Bench(checkpoint, scan(arguments.calibration, None), evaluation, arguments.target)
+        rows = []
+        for row in ablate(bench):
+            rows.append(row)
+            sys.stdout.write(
+                f"{row.what:14} {row.variant:22} {row.runtime:9} {row.sqnr_db:6.2f} dB"
+                f"  cosine {row.cosine_mean:.5f} / {row.cosine_worst:.5f}\n"
+            )
+            sys.stdout.flush()
+    except VitedgeError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return error.exit_code
+    document = {"format": "vitedge-ablation/1", "target": arguments.target, "rows": [asdict(row) for row in rows]}
+    sys.stdout.write(json.dumps(document) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,30 @@
+"""The ablation runs every variant on a tiny checkpoint and reports what the fake-quantized model gives."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.tiny import save_checkpoint, save_images
+from vitedge.benchmarks.ablation import STRENGTHS, SUBSETS, main
+from vitedge.quantization.plan import TARGETS, WEIGHT_FORMATS
+
+
+def test_every_variant_is_a_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint = save_checkpoint(tmp_path / "model")
+    calibration = save_images(tmp_path / "calibration", 96)
+    evaluation = save_images(tmp_path / "evaluation", 8, seed=1)
+    assert main([str(checkpoint), "--calibration", str(calibration), "--eval", str(evaluation)]) == 0
+    rows = json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]
+    runtimes = len(TARGETS["avx2"])
+    assert len(rows) == len(WEIGHT_FORMATS) + runtimes * (len(STRENGTHS) + SUBSETS) + 2
+    by_format = {row["variant"]: row["sqnr_db"] for row in rows if row["what"] == "weights alone"}
+    assert by_format["int8"] > by_format["int7"] + 3
+    assert all(10 < row["sqnr_db"] < 60 and row["cosine_worst"] <= row["cosine_mean"] <= 1 for row in rows)
+
+
+def test_a_missing_folder_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint = save_checkpoint(tmp_path / "model")
+    missing = str(tmp_path / "nowhere")
+    assert main([str(checkpoint), "--calibration", missing, "--eval", missing]) == 2
+    assert "nowhere: no such folder" in capsys.readouterr().err
