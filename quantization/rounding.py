@@ -30,7 +30,7 @@ from vitedge.quantization.plan import WEIGHT_FORMATS, IntegerWeight, WeightForma
 from vitedge.quantization.saturation import PAIR_SUM_LIMIT
 
 _BLOCK = 128
-# Share of H's diagonal that is added to it. A share of each element, rather than of their mean, commutes with smoothing,
+# Share of H's diagonal that is added to it. A share of each element, not of their mean, commutes with smoothing,
 # so that an input is factorized once for all strengths.
 _DAMPING = 1e-3
 _SCALE_STEPS = 20
