@@ -20,8 +20,8 @@ from safetensors.numpy import save_file
 from vitedge.calibration.observers import InputStatistics
 
 _log = logging.getLogger(__name__)
-_FIELDS = ("minimum", "maximum", "mean", "second_moment")
-# The second moments of ViT-B take 540 MB; the oldest entries make room for new ones.
+_FIELDS = ("minimum", "maximum", "mean", "covariance")
+# The covariances of ViT-B take 540 MB; the oldest entries make room for new ones.
 _MAX_BYTES = 4 << 30
 
 

@@ -1,8 +1,10 @@
 """What calibration remembers of each linear's input. Its size does not grow with the number of images.
 
 - Minimum and maximum per channel: smoothing divides channels, so the range after it follows from the range before.
-- The mean, and the second moments XᵀX / rows of all pairs of channels: they give the output error of any change to the
-  weights, tr(E · XᵀX · Eᵀ), and so decide how weights are rounded (GPTQ, Frantar et al. 2022, calls them the Hessian).
+- The mean, and the covariance C of all pairs of channels: they give the output error of any change E to the weights,
+  tr(E · C · Eᵀ) once the bias is right, and so decide how weights are rounded (GPTQ, Frantar et al. 2022, calls XᵀX the
+  Hessian). Products are summed about the mean of the first batch: in float32, channels whose mean is much larger than
+  their spread would otherwise lose the spread, and the covariance its positive eigenvalues.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,13 +21,13 @@ from vitedge.runtimes.errors import PlanError
 class InputStatistics:
     """Of the input of one linear, over all rows seen.
 
-    `minimum`, `maximum` and `mean` are float32 [in], `second_moment` float32 [in, in].
+    `minimum`, `maximum` and `mean` are float32 [in], `covariance` float32 [in, in].
     """
 
     minimum: NDArray[np.float32]
     maximum: NDArray[np.float32]
     mean: NDArray[np.float32]
-    second_moment: NDArray[np.float32]
+    covariance: NDArray[np.float32]
 
     @property
     def absolute_maximum(self) -> NDArray[np.float32]:
@@ -37,7 +39,7 @@ class InputStatistics:
             self.minimum / factors,
             self.maximum / factors,
             self.mean / factors,
-            self.second_moment / factors / factors[:, None],
+            self.covariance / factors / factors[:, None],
         )
 
 
@@ -73,17 +75,24 @@ class _Seen:
         self._count = 0
         self._low, self._high = torch.full((width,), torch.inf), torch.full((width,), -torch.inf)
         self._sum = torch.zeros(width, dtype=torch.float64)
+        self._center: torch.Tensor | None = None
         self._products = torch.zeros(width, width)
 
     def add(self, rows: torch.Tensor) -> None:
         self._count += len(rows)
         self._low, self._high = torch.minimum(self._low, rows.amin(0)), torch.maximum(self._high, rows.amax(0))
         self._sum += rows.double().sum(0)
-        self._products.addmm_(rows.T, rows)
+        if self._center is None:
+            self._center = rows.mean(0)
+        centered = rows - self._center
+        self._products.addmm_(centered.T, centered)
 
     def statistics(self, name: str) -> InputStatistics:
-        moments = self._products / self._count
-        found = (self._low, self._high, (self._sum / self._count).float(), moments)
+        assert self._center is not None
+        mean = self._sum / self._count
+        offset = (mean - self._center).float()
+        covariance = self._products / self._count - torch.outer(offset, offset)
+        found = (self._low, self._high, mean.float(), covariance)
         if not all(torch.isfinite(tensor).all() for tensor in found):
             raise PlanError(f"the input of {name} held NaN or infinity during calibration; check the checkpoint")
         if self._count > 1 and bool((self._low == self._high).all()):

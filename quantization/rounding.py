@@ -1,14 +1,14 @@
 """Weights from floats to integers: scales, rounding with second-order information, bias correction.
 
 Weights are per-channel symmetric: w = scale · q. Two steps choose q, both judged by the error of the linear's *output*
-over the calibration images, tr(E · H · Eᵀ) with E the weight error and H the second moments of the input:
+over the calibration images, tr(E · H · Eᵀ) with E the weight error and H the covariance of the input:
 
 1. The scale of every output channel is searched, under nearest rounding and the diagonal of H. A step below the one
    that covers the largest weight clips a little and is finer everywhere else.
 2. GPTQ (Frantar et al. 2022, arXiv:2210.17323) rounds column by column and lets the columns that are still open take
    back the error of each: w_rest -= (w_j - scale · q_j) / U_jj · U_j,rest, with UᵀU = H⁻¹, U upper triangular.
 
-H is taken about the mean input, because the bias takes back what rounding shifts on average: E · mean.
+H is that about the mean input, because the bias takes back what rounding shifts on average: E · mean.
 
 **Pair-safe weights** use all 8 bits and yet never saturate on CPUs without VNNI (see `saturation.py`): of two columns
 that a kernel adds in 16 bits, |v + w| ≤ 128 must hold. If two targets together exceed that, each gives up half of the
@@ -53,14 +53,14 @@ class Factor:
 
 def factorize(statistics: InputStatistics) -> Factor:
     """The factor of an input, by its covariance about the mean; a channel that never moved is rounded on its own."""
-    mean = torch.from_numpy(statistics.mean).double()
-    covariance = torch.from_numpy(statistics.second_moment).double()
-    covariance -= torch.outer(mean, mean)
+    covariance = torch.from_numpy(statistics.covariance).double()
     variance = covariance.diagonal().clamp_min(0)
     # Channels that are constant, but for rounding, would make the matrix singular.
     covariance.diagonal().copy_(variance * (1 + _DAMPING) + 1e-7 * variance.mean() + 1e-12)
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(covariance))
-    return Factor(mean.float(), variance.float() + 1e-12, torch.linalg.cholesky(inverse, upper=True).float())
+    return Factor(
+        torch.from_numpy(statistics.mean), variance.float() + 1e-12, torch.linalg.cholesky(inverse, upper=True).float()
+    )
 
 
 def round_weights(

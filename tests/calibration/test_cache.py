@@ -14,7 +14,7 @@ from vitedge.calibration import cache
 from vitedge.calibration.observers import InputStatistics
 from vitedge.quantization.quantize import observe
 
-FIELDS = ("minimum", "maximum", "mean", "second_moment")
+FIELDS = ("minimum", "maximum", "mean", "covariance")
 PARTS = {"checkpoint": "c0ffee", "images": "1234", "preprocessing": '{"height": 32}', "method": "per-channel-1"}
 
 

@@ -126,7 +126,7 @@ def rounded(weight: FloatArray) -> NDArray[np.int8]:
     """Integers that a plan would hold: pair-safe for adjacent inputs, by the statistics of correlated ones."""
     x = np.random.default_rng(2).standard_normal((2 * weight.shape[1], weight.shape[1])).astype(np.float32)
     x[:, 1::2] += x[:, ::2]
-    statistics = InputStatistics(x.min(0), x.max(0), x.mean(0), x.T @ x / np.float32(len(x)))
+    statistics = InputStatistics(x.min(0), x.max(0), x.mean(0), np.cov(x.T, bias=True).astype(np.float32))
     formats = {"int8-pair-safe": WEIGHT_FORMATS["int8-pair-safe"]}
     return round_weights(weight, np.zeros(OUTPUTS, np.float32), factorize(statistics), formats)["int8-pair-safe"].values
 

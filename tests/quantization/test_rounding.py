@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from vitedge.calibration.observers import InputStatistics
+from vitedge.calibration.observers import InputStatistics, Observer
 from vitedge.quantization.encoder import FloatArray
 from vitedge.quantization.plan import WEIGHT_FORMATS, IntegerWeight
 from vitedge.quantization.rounding import best_scale, factorize, gptq, round_to_nearest, round_weights
@@ -32,8 +32,8 @@ def correlated_rows(features: int, seed: int = 0, count: int = 2000) -> FloatArr
 
 def statistics(rows: FloatArray) -> InputStatistics:
     wide = rows.astype(np.float64)
-    second_moment = (wide.T @ wide / len(rows)).astype(np.float32)
-    return InputStatistics(rows.min(0), rows.max(0), wide.mean(0).astype(np.float32), second_moment)
+    covariance = np.atleast_2d(np.cov(wide.T, bias=True)).astype(np.float32)
+    return InputStatistics(rows.min(0), rows.max(0), wide.mean(0).astype(np.float32), covariance)
 
 
 def random_weight(outputs: int, features: int, seed: int = 0) -> FloatArray:
@@ -202,6 +202,22 @@ def test_a_factor_holds_the_root_of_the_inverse_covariance() -> None:
     assert (np.tril(root, -1) == 0).all()
     damped = covariance + 1e-3 * np.diag(covariance.diagonal())
     np.testing.assert_allclose(root.T @ root @ damped, np.eye(12), atol=1e-2)
+
+
+def test_few_rows_far_from_zero_can_be_factorized() -> None:
+    """Fewer rows than channels, and means a thousand times the spread: random weights on the demo's digits are so."""
+    generator = np.random.default_rng(0)
+    rows = (100 + 0.1 * generator.standard_normal((200, 5)) @ generator.standard_normal((5, 300))).astype(np.float32)
+    observer = Observer(lambda _, x: x)
+    for batch in np.split(rows, 10):
+        observer("linear", torch.from_numpy(batch))
+    seen, weight = observer.statistics()["linear"], random_weight(8, 300)
+    factor = factorize(seen)
+    np.testing.assert_allclose(factor.variance, rows.var(axis=0), rtol=1e-3)
+    scale = best_scale(torch.from_numpy(weight), factor.variance, WEIGHT_FORMATS["int8"])
+    nearest = round_to_nearest(torch.from_numpy(weight) / scale[:, None], WEIGHT_FORMATS["int8"]) * scale[:, None]
+    found = round_weights(weight, np.zeros(8, np.float32), factor, WEIGHT_FORMATS)["int8"]
+    assert output_error(found.dequantized(), weight, rows) < output_error(nearest.numpy(), weight, rows) / 2
 
 
 def test_channels_that_never_moved_are_rounded_on_their_own() -> None:

@@ -52,7 +52,7 @@ def test_statistics_after_smoothing_follow_from_those_before() -> None:
     after = observe(smooth(encoder, factors), [pixels])
     for name in smoothable(encoder):
         predicted = before[name].divided_by(factors[name])
-        for field in ("minimum", "maximum", "mean", "second_moment"):
+        for field in ("minimum", "maximum", "mean", "covariance"):
             np.testing.assert_allclose(getattr(predicted, field), getattr(after[name], field), rtol=1e-3, atol=1e-4)
 
 

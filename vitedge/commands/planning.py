@@ -20,7 +20,7 @@ Activations = Literal["auto", "static", "dynamic"]
 _BATCH = 8
 _SEARCH_IMAGES = 8
 # Part of the calibration cache's fingerprint; raise it when what is observed, or how, changes.
-_OBSERVATION_METHOD = "second-moments-2"
+_OBSERVATION_METHOD = "covariance-1"
 
 
 def choose_recipes(
