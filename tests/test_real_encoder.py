@@ -58,15 +58,25 @@ def test_real_encoder_keeps_its_floors(built: Path, runtime: str) -> None:
 @needs_shared
 @pytest.mark.parametrize("runtime", FLOORS)
 def test_fake_quantization_predicts_each_artifact(built: Path, runtime: str) -> None:
-    """To 0.5 dB: a larger difference is a bug in a lowering."""
+    """To 0.5 dB: a larger difference is a bug in a lowering.
+
+    A value that rounds the other way in one of the two arithmetics is amplified by the layers behind it, so that one
+    image's error differs by 1 dB (standard deviation) where nothing is wrong: 24 images let chance reach 0.6 dB, the
+    mean over 96 keeps it near 0.1.
+    """
     checkpoint, plan = load_checkpoint(str(REAL_ENCODER)), load_plan(built)
-    pixels = next(batches(scan(PHOTOGRAPHS / "evaluation", 24), checkpoint.preprocessing, 24))
-    smoothed = apply_smoothing(checkpoint.encoder, plan)
-    expected = checkpoint.reference()(pixels)["last_hidden_state"]
-    predicted = forward(smoothed, pixels, fake_quantized_linear(smoothed, plan.linears(runtime)))["last_hidden_state"]
-    found = load_encoder(built / runtime)(pixels)["last_hidden_state"]
-    noise = [float(np.square(output - expected).sum()) for output in (predicted, found)]
-    assert abs(10 * np.log10(noise[0] / noise[1])) < 0.5
+    smoothed, encoder = apply_smoothing(checkpoint.encoder, plan), load_encoder(built / runtime)
+    linear = fake_quantized_linear(smoothed, plan.linears(runtime))
+    differences_db: list[float] = []
+    for pixels in batches(scan(PHOTOGRAPHS / "evaluation", 96), checkpoint.preprocessing, 16):
+        expected = checkpoint.reference()(pixels)["last_hidden_state"]
+        predicted = forward(smoothed, pixels, linear)["last_hidden_state"]
+        noise = [
+            np.square(output - expected).sum(axis=(1, 2))
+            for output in (predicted, encoder(pixels)["last_hidden_state"])
+        ]
+        differences_db.extend(10 * np.log10(noise[0] / noise[1]))
+    assert abs(np.mean(differences_db)) < 0.5
 
 
 @needs_shared
