@@ -15,15 +15,17 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import vitedge
 from vitedge.converters.checkpoint import Checkpoint
 from vitedge.quantization.encoder import EncoderShape
-from vitedge.quantization.plan import Plan, QuantizedLinear
-from vitedge.quantization.saturation import certify_artifact
+from vitedge.quantization.integer_grid import Grid
+from vitedge.quantization.saved_plan import SavedPlan
 from vitedge.runtimes.errors import OutputError, VitedgeError
 from vitedge.runtimes.manifest import FileRecord, Manifest, Operations, TensorRecord, sha256_of
+from vitedge.runtimes.saturation import Saturation
 
 REPORT_FILE, REPORT_FORMAT = "report.json", "vitedge-report/1"
 _NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS)
@@ -96,35 +98,41 @@ def build_manifest(
     runtime: str,
     minimum_runtime: str,
     checkpoint: Checkpoint,
-    plan: Plan,
-    linears: Mapping[str, QuantizedLinear],
+    plan: SavedPlan,
+    operations: Operations,
+    saturation: Saturation,
     batch: int | None,
     calibration: Mapping[str, Any],
+    grids: Mapping[str, Grid] = MappingProxyType({}),
 ) -> Manifest:
-    """The manifest of freshly converted model files; `linears` are those that became integer."""
-    shape, integer = checkpoint.encoder.shape, tuple(linears)
-    saturation = certify_artifact(linears, shape, runtime)
+    """The manifest of freshly converted model files; `grids` are those of inputs and outputs that are integers."""
+    shape = checkpoint.encoder.shape
     layout = "NHWC" if runtime == "tflite" else "NCHW"
     sizes = {"N": batch or "batch", "C": shape.channels, "H": shape.image_height, "W": shape.image_width}
     if runtime == "tflite":
         sizes["N"] = batch or 1
     records = tuple(FileRecord(name, sha256_of(folder / name), (folder / name).stat().st_size) for name in files)
-    outputs = tuple(
-        TensorRecord(name, "float32", (sizes["N"], *dims), "NTD" if len(dims) == 2 else "ND")
-        for name, dims in shape.outputs.items()
-    )
+
+    def tensor(name: str, dims: tuple[int | str, ...], layout: str) -> TensorRecord:
+        grid = grids.get(name)
+        if grid is None:
+            return TensorRecord(name, "float32", dims, layout)
+        return TensorRecord(name, f"int{grid.bits}", dims, layout, grid.scale, grid.zero_point)
+
     return Manifest(
         runtime=runtime,
-        precision="int8" if integer else "fp32",
+        precision="int8" if operations.integer else "fp32",
         target=plan.target,
         instruction_sets=("any",) if saturation.proven_safe else _EXACT_WITH,
         minimum_runtime=minimum_runtime,
         files=records,
-        inputs=(TensorRecord("pixel_values", "float32", tuple(sizes[letter] for letter in layout), layout),),
-        outputs=outputs,
+        inputs=(tensor("pixel_values", tuple(sizes[letter] for letter in layout), layout),),
+        outputs=tuple(
+            tensor(name, (sizes["N"], *dims), "NTD" if len(dims) == 2 else "ND") for name, dims in shape.outputs.items()
+        ),
         preprocessing=checkpoint.preprocessing,
         labels=checkpoint.labels,
-        operations=_operations(shape, integer),
+        operations=operations,
         saturation=saturation,
         source=asdict(checkpoint.origin),
         calibration=calibration,
@@ -133,7 +141,7 @@ def build_manifest(
     )
 
 
-def _operations(shape: EncoderShape, integer: tuple[str, ...]) -> Operations:
+def operations_of(shape: EncoderShape, integer: tuple[str, ...]) -> Operations:
     """Integer modules, float ones with the reason, and multiply-accumulates per image of each kind."""
     tensor_shapes = shape.tensor_shapes
     macs = {

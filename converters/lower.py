@@ -10,13 +10,17 @@ from types import MappingProxyType
 
 import numpy as np
 
-from vitedge.converters.artifact import build_manifest
+from vitedge.converters.artifact import build_manifest, operations_of
 from vitedge.converters.checkpoint import Checkpoint
 from vitedge.quantization.encoder import Encoder, FloatArray
-from vitedge.quantization.plan import Plan, QuantizedLinear
+from vitedge.quantization.integer_plan import IntegerPlan
+from vitedge.quantization.plan import QuantizedLinear
+from vitedge.quantization.saturation import certify_artifact
+from vitedge.quantization.saved_plan import SavedPlan
 from vitedge.runtimes.errors import ConversionError
 from vitedge.runtimes.load import load_encoder
-from vitedge.runtimes.manifest import Manifest
+from vitedge.runtimes.manifest import Manifest, Operations
+from vitedge.runtimes.saturation import Saturation
 
 MAX_EXPORT_ERROR = 1e-3
 _FILES: Mapping[str, tuple[str, ...]] = MappingProxyType(
@@ -32,11 +36,11 @@ def lower(
     encoder: Encoder,
     linears: Mapping[str, QuantizedLinear],
     checkpoint: Checkpoint,
-    plan: Plan,
+    plan: SavedPlan,
     batch: int | None,
     calibration: Mapping[str, object],
 ) -> Manifest:
-    """Writes one artifact, model and manifest, into a new folder.
+    """Writes one artifact for CPUs, or its FP32 twin, model and manifest, into a new folder.
 
     Args:
         runtime: A key of `RUNTIMES`.
@@ -59,9 +63,58 @@ def lower(
         minimum_runtime=module.MINIMUM_RUNTIME,
         checkpoint=checkpoint,
         plan=plan,
-        linears=linears,
+        operations=operations_of(checkpoint.encoder.shape, tuple(linears)),
+        saturation=certify_artifact(linears, checkpoint.encoder.shape, runtime),
         batch=batch,
         calibration=calibration,
+    )
+    manifest.save(folder)
+    return manifest
+
+
+def lower_for_npu(
+    folder: Path,
+    *,
+    checkpoint: Checkpoint,
+    plan: IntegerPlan,
+    batch: int | None,
+    calibration: Mapping[str, object],
+    integer_io: bool,
+) -> Manifest:
+    """Writes a TFLite artifact of integers throughout, model and manifest, into a new folder.
+
+    Args:
+        folder: Folder to make.
+        checkpoint: What the plan was made for.
+        plan: What to lower.
+        batch: Fixed batch size; None is 1.
+        calibration: For the manifest.
+        integer_io: Whether input and outputs are integers, which the manifest then gives a meaning.
+    """
+    from vitedge.converters import tflite_npu  # noqa: PLC0415 - a toolchain, needed only for this target
+
+    folder.mkdir(parents=True)
+    shape = checkpoint.encoder.shape
+    grids = tflite_npu.convert(plan.rounded(checkpoint.encoder), plan.precision, folder, batch, integer_io=integer_io)
+    everything = operations_of(shape, tuple(shape.linears))
+    manifest = build_manifest(
+        folder,
+        _FILES["tflite"],
+        runtime="tflite",
+        minimum_runtime=tflite_npu.MINIMUM_RUNTIME,
+        checkpoint=checkpoint,
+        plan=plan,
+        operations=Operations(
+            integer=(*everything.integer, "attention scores and context", "softmax, LayerNorm, GELU, residual adds"),
+            floating={},
+            integer_macs=everything.total_macs,
+            total_macs=everything.total_macs,
+            sixteen_bit=tuple(sorted(plan.precision.sixteen)),
+        ),
+        saturation=Saturation(True, "integer kernels of accelerators and of TFLite add in 32 bits", 0, 0, {}),
+        batch=batch,
+        calibration=calibration,
+        grids=grids,
     )
     manifest.save(folder)
     return manifest

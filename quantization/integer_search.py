@@ -8,6 +8,8 @@ Everything in 16 bits is the best that integers reach, everything in 8 bits the 
    tensors of 17.3 million values in 16 bits at 26.7 dB; by error alone 103 of 18.6 million at 27.9 dB.)
 3. The longest prefix of that order that keeps the budget in 8 bits is found by bisection, measured each time.
 
+An order needs fewer images than a verdict: costs are measured on `ORDER_IMAGES`, points on `POINT_IMAGES`.
+
 The error of a step is that of the fake-quantized encoder on a few images, against the float encoder. A step changes one
 layer; so it starts from the stored residual stream in front of that layer, which halves the time.
 """
@@ -18,13 +20,16 @@ from dataclasses import dataclass
 import torch
 
 from vitedge.quantization.encoder import FloatArray
+from vitedge.quantization.fidelity import cosine
 from vitedge.quantization.integer_fake import FakeOperations, rounded, sqnr_db
 from vitedge.quantization.integer_float import FloatOperations, to_pixels
 from vitedge.quantization.integer_grid import IntegerPrecision, Range
 from vitedge.quantization.integer_operations import IntegerEncoder, Quantity
 from vitedge.quantization.integer_program import Program
+from vitedge.quantization.search import MARGIN_DB, Budget
 from vitedge.runtimes.errors import PlanError
 
+ORDER_IMAGES, POINT_IMAGES = 4, 16
 _STATISTICS = ("variance", "inverse_deviation")
 _CURVE_POINTS = 9
 
@@ -49,25 +54,29 @@ class Group:
 
 
 @dataclass(frozen=True)
-class TradeOff:
-    """One point of the curve: so much in 16 bits, and the error measured with it."""
+class IntegerTradeOff:
+    """So many tensors in 16 bits, holding so many values per image, and what is predicted with them."""
 
     sixteen_bit_tensors: int
     sixteen_bit_values: int
     sqnr_db: float
+    cosine_mean: float
 
 
 @dataclass(frozen=True)
-class SearchResult:
-    """The precision found, its measured error, and every point measured, fewest 16-bit tensors first."""
+class IntegerSearchResult:
+    """The precision found, the point of the curve that it is, every point measured, fewest 16-bit tensors first, and
+    the SQNR of each group of tensors alone in 8 bits.
+    """
 
     precision: IntegerPrecision
-    sqnr_db: float
-    curve: tuple[TradeOff, ...]
+    found: IntegerTradeOff
+    curve: tuple[IntegerTradeOff, ...]
+    sensitivity_db: Mapping[str, float]
 
 
 class Judge:
-    """Measures precisions. SQNR is of `last_hidden_state`, in dB, against the float program.
+    """Predicts what precisions cost `last_hidden_state`, against the float program.
 
     Args:
         encoder: Its linears rounded.
@@ -97,9 +106,12 @@ class Judge:
         """These tensors in 16 bits."""
         return IntegerPrecision(self._ranges, sixteen)
 
-    def sqnr_db(self, sixteen: frozenset[str]) -> float:
+    def point(self, sixteen: frozenset[str]) -> IntegerTradeOff:
         """With these tensors in 16 bits."""
-        return self._measure(sixteen, -1, {})
+        found = self._run(sixteen, -1, {})
+        values = sum(group.values for group in self.groups if group.tensors <= sixteen)
+        similarity = float(cosine(self._expected[:, 0], found[:, 0]).mean())
+        return IntegerTradeOff(len(sixteen), values, sqnr_db([self._expected], [found]), similarity)
 
     def costs_db(self, progress: Callable[[str], None] = lambda _: None) -> Mapping[str, float]:
         """SQNR by group: that group alone in 8 bits, everything else in 16.
@@ -109,16 +121,17 @@ class Judge:
         """
         everything = frozenset().union(*(group.tensors for group in self.groups))
         streams: dict[int, Stream] = {}
-        self._measure(everything, -1, streams)
+        self._run(everything, -1, streams)
         costs = {}
         for group in self.groups:
-            costs[group.name] = self._measure(everything - group.tensors, group.layer, dict(streams))
+            found = self._run(everything - group.tensors, group.layer, dict(streams))
+            costs[group.name] = sqnr_db([self._expected], [found])
             progress(group.name)
         return costs
 
     @torch.inference_mode()
-    def _measure(self, sixteen: frozenset[str], start: int, streams: dict[int, Stream]) -> float:
-        """Runs from a layer on; reads the stream before it from `streams`, and adds those after it."""
+    def _run(self, sixteen: frozenset[str], start: int, streams: dict[int, Stream]) -> FloatArray:
+        """`last_hidden_state`, from a layer on; reads the stream before it from `streams`, and adds those after it."""
         operations = FakeOperations(self._encoder, self.precision(sixteen))
         shape = self._encoder.folded.shape
         program = Program[Stream](operations, shape, self._count)
@@ -127,34 +140,35 @@ class Judge:
             streams[0] = program.embeddings(operations.input("pixel_values", pixels))
         for layer in range(max(start, 0), shape.layers):
             streams[layer + 1] = program.layer(layer, streams[layer])
-        found = program.outputs(streams[shape.layers])["last_hidden_state"].value.numpy()
-        return sqnr_db([self._expected], [found])
+        found: FloatArray = program.outputs(streams[shape.layers])["last_hidden_state"].value.numpy()
+        return found
 
 
-def search(judge: Judge, cost_db: Mapping[str, float], minimum_db: float) -> SearchResult:
+def search_integers(judge: Judge, cost_db: Mapping[str, float], budget: Budget) -> IntegerSearchResult:
     """The fewest 16-bit tensors that keep the budget.
 
     Args:
-        judge: Measures.
-        cost_db: Its `costs_db`, which serve any budget.
-        minimum_db: The budget: SQNR of `last_hidden_state` that must be kept.
+        judge: Predicts.
+        cost_db: Its `costs_db`, or those of a judge with fewer images; they serve any budget.
+        budget: To meet.
 
     Raises:
         PlanError: Not even 16 bits everywhere keep it.
     """
     order = sorted(judge.groups, key=lambda group: -cost_db[group.name])
-    measured: dict[int, float] = {}
+    measured: dict[int, IntegerTradeOff] = {}
 
     def keeps(narrow: int) -> bool:
         """Whether the first groups of the order may all have 8 bits."""
         if narrow not in measured:
-            measured[narrow] = judge.sqnr_db(_tensors(order[narrow:]))
-        return measured[narrow] >= minimum_db
+            measured[narrow] = judge.point(_tensors(order[narrow:]))
+        return budget.met_by(measured[narrow])
 
     if not keeps(0):
         raise PlanError(
-            f"integer activations: expected at least {minimum_db:.1f} dB, found {measured[0]:.1f} dB with 16 bits"
-            " everywhere; lower the budget, or round the weights better"
+            f"the budget cannot be met: the best plan has 16 bits everywhere, and reaches {measured[0].sqnr_db:.2f} dB"
+            f" and a mean cosine of {measured[0].cosine_mean:.5f} (with a margin of {MARGIN_DB} dB asked for); lower"
+            " the budget, or calibrate on more images"
         )
     points = sorted({round(len(order) * i / (_CURVE_POINTS - 1)) for i in range(_CURVE_POINTS)})
     low = max(point for point in points if keeps(point))
@@ -162,11 +176,8 @@ def search(judge: Judge, cost_db: Mapping[str, float], minimum_db: float) -> Sea
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if keeps(middle) else (low, middle)
-    curve = tuple(
-        TradeOff(len(_tensors(order[n:])), sum(group.values for group in order[n:]), measured[n])
-        for n in sorted(measured, reverse=True)
-    )
-    return SearchResult(judge.precision(_tensors(order[low:])), measured[low], curve)
+    curve = tuple(measured[narrow] for narrow in sorted(measured, reverse=True))
+    return IntegerSearchResult(judge.precision(_tensors(order[low:])), measured[low], curve, cost_db)
 
 
 def _tensors(groups: list[Group]) -> frozenset[str]:

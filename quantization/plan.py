@@ -22,11 +22,10 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from vitedge.quantization.saved_plan import ARRAYS_FILE, PLAN_FILE, check_checkpoint, read_document, unreadable
 from vitedge.runtimes.errors import PlanError
 
 FORMAT = "vitedge-plan/2"
-PLAN_FILE, ARRAYS_FILE = "plan.json", "plan.safetensors"
-_MAX_DOCUMENT_BYTES = 16 << 20
 # How a linear is computed: integers under one fixed input range, or under the range of each row (token); or in float.
 Precision = Literal["static", "dynamic", "float"]
 # Where the 256 steps of a row lie. "zero-point": over its range and 0, which is one of them, as XNNPACK has it;
@@ -268,11 +267,7 @@ class PlanDecisions:
         Raises:
             PlanError: It is one.
         """
-        if self.checkpoint_digest != checkpoint_digest:
-            raise PlanError(
-                f"{self.path}: made for the checkpoint with digest {self.checkpoint_digest[:12]}…, but this one has"
-                f" {checkpoint_digest[:12]}…; build from that checkpoint, or without --plan"
-            )
+        check_checkpoint(self.path, self.checkpoint_digest, checkpoint_digest)
         names = tuple(linears)
         for runtime, recipe in self.recipes.items():
             try:
@@ -288,7 +283,7 @@ def load_decisions(path: Path) -> PlanDecisions:
         PlanError: No such file, not a plan, or a decision that does not exist.
     """
     path = path / PLAN_FILE if path.is_dir() else path
-    document = _document(path)
+    document = read_document(path, FORMAT)
     try:
         recipes = {
             runtime: Recipe(entry["weights"], entry["precisions"]) for runtime, entry in document["recipes"].items()
@@ -297,7 +292,7 @@ def load_decisions(path: Path) -> PlanDecisions:
     except PlanError as error:
         raise PlanError(f"{path}: {error}") from error
     except (KeyError, TypeError, AttributeError) as error:
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
 
 
 def load_plan(folder: Path) -> Plan:
@@ -307,7 +302,7 @@ def load_plan(folder: Path) -> Plan:
         PlanError: A file is missing, not a plan, or contradicts itself.
     """
     path = folder / PLAN_FILE
-    decisions, document = load_decisions(path), _document(path)
+    decisions, document = load_decisions(path), read_document(path, FORMAT)
     try:
         arrays = load_file(folder / ARRAYS_FILE)
         return Plan(
@@ -320,26 +315,7 @@ def load_plan(folder: Path) -> Plan:
             modules={name: _module(name, entry, arrays) for name, entry in document["inputs"].items()},
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
-        raise _unreadable(path, error) from error
-
-
-def _document(path: Path) -> Mapping[str, Any]:
-    try:
-        if path.stat().st_size > _MAX_DOCUMENT_BYTES:
-            raise PlanError(f"{path}: expected a plan of at most {_MAX_DOCUMENT_BYTES} bytes; build it again")
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise PlanError(f"{path}: no such plan; expected the {PLAN_FILE} of a build") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise _unreadable(path, error) from error
-    if not isinstance(document, dict) or document.get("format") != FORMAT:
-        found = document.get("format") if isinstance(document, dict) else type(document).__name__
-        raise PlanError(f"{path}: expected a plan of format {FORMAT}, found {found}; build it again")
-    return document
-
-
-def _unreadable(path: Path, error: Exception) -> PlanError:
-    return PlanError(f"{path} is not a readable plan ({type(error).__name__}: {error}); build it again")
+        raise unreadable(path, error) from error
 
 
 def _module(name: str, entry: Mapping[str, Any], arrays: Mapping[str, NDArray[np.generic]]) -> ModulePlan:

@@ -12,6 +12,7 @@ margin; whether it holds is for the evaluation images to say.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 
@@ -27,6 +28,16 @@ _CURVE_POINTS = 8
 _HEADS = ("pooler.dense", "classifier")
 
 
+class Predicted(Protocol):
+    """What is predicted with a plan."""
+
+    @property
+    def sqnr_db(self) -> float: ...
+
+    @property
+    def cosine_mean(self) -> float: ...
+
+
 @dataclass(frozen=True)
 class Budget:
     """What must be kept: SQNR of `last_hidden_state`, mean cosine of the class token; None asks for nothing."""
@@ -34,7 +45,7 @@ class Budget:
     min_sqnr_db: float | None = None
     min_cosine: float | None = None
 
-    def met_by(self, point: "TradeOff") -> bool:
+    def met_by(self, point: Predicted) -> bool:
         """With the margin: the same factor on noise and on the distance of the cosine from 1."""
         noise = 10 ** (MARGIN_DB / 10)
         return (self.min_sqnr_db is None or point.sqnr_db >= self.min_sqnr_db + MARGIN_DB) and (

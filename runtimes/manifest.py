@@ -51,12 +51,16 @@ class TensorRecord:
 
 @dataclass(frozen=True)
 class Operations:
-    """What is integer and what is float, by module, and the share of multiply-accumulates done in integers."""
+    """What is integer and what is float, by module, and the share of multiply-accumulates done in integers.
+
+    `sixteen_bit` names the activations that have 16 bits where all are integers (target npu).
+    """
 
     integer: tuple[str, ...]
     floating: Mapping[str, str]
     integer_macs: int
     total_macs: int
+    sixteen_bit: tuple[str, ...] = ()
 
     @property
     def integer_share(self) -> float:
@@ -202,6 +206,7 @@ def _parse(document: Any) -> Manifest:
             floating={_text(name): _text(reason) for name, reason in operations["floating"].items()},
             integer_macs=_count(operations["integer_macs"]),
             total_macs=_count(operations["total_macs"]),
+            sixteen_bit=_many(operations["sixteen_bit"], _text),
         ),
         saturation=_saturation(document["saturation"]),
         source=_mapping(document["source"]),

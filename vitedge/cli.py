@@ -37,7 +37,7 @@ MaxDrop = Annotated[
 MinCosine = Annotated[float | None, typer.Option(help="Gate: smallest mean cosine to FP32, such as 0.997.")]
 MinSqnr = Annotated[float | None, typer.Option(help="Gate: smallest SQNR of last_hidden_state in dB, such as 22.")]
 Threads = Annotated[int, typer.Option(min=1, help="Threads of the runtime.")]
-Target = Literal["avx2", "vnni", "arm64"]
+Target = Literal["avx2", "vnni", "arm64", "npu"]
 
 
 @app.callback(invoke_without_command=True)
@@ -77,19 +77,29 @@ def build(
             "--eval", help="Images to judge on, a sub-folder per class if labelled. Default: those not calibrated on."
         ),
     ] = None,
-    runtime: Annotated[str, typer.Option(help="Any of onnx,openvino,tflite.")] = "onnx,openvino,tflite",
+    runtime: Annotated[
+        str | None,
+        typer.Option(help="Any of onnx,openvino,tflite. Default: all; tflite for npu.", show_default=False),
+    ] = None,
     target: Annotated[
-        Target, typer.Option(help="avx2 is exact on every CPU; vnni and arm64 use all 8 weight bits.")
+        Target,
+        typer.Option(
+            help="avx2 is exact on every CPU; vnni and arm64 use all 8 weight bits; npu is integer throughout."
+        ),
     ] = "avx2",
     plan: Annotated[
         Path | None, typer.Option(help="A plan.json, edited or not: its decisions instead of the target's.")
     ] = None,
     activations: Annotated[
-        Literal["auto", "static", "dynamic"],
+        Literal["auto", "static", "dynamic", "int8", "int16"],
         typer.Option(
-            help="dynamic: a range per row, most accurate; static: one range per input; auto: what runs fast."
+            help="dynamic: a range per row, most accurate; static: one range per input; auto: what runs fast. For"
+            " npu: int8 or int16 throughout; auto: 16 bits where the budget needs them."
         ),
     ] = "auto",
+    integer_io: Annotated[
+        bool, typer.Option("--integer-io", help="For npu: integers as input and outputs, not floats.")
+    ] = False,
     ranges: Annotated[Literal["min-max", "mse"], typer.Option(help="How fixed input ranges are chosen.")] = "min-max",
     calibration_images: Annotated[int, typer.Option(min=1, help="Taken evenly over the folder.")] = 128,
     image_size: Annotated[
@@ -120,6 +130,8 @@ def build(
 
     `vitedge build ./my-vit --images calib --eval val --max-drop 0.5% --out out`
 
+    `vitedge build ./my-vit --images calib --eval val --target npu --min-sqnr 26 --out out`
+
     `vitedge build --random-weights vit-base-patch16-224 --out out --keep-fp32`
     """
     with _errors():
@@ -138,10 +150,11 @@ def build(
             images=images or demo_images("calibration"),
             out=out,
             evaluation=evaluation,
-            runtimes=tuple(name.strip() for name in runtime.split(",")),
+            runtimes=_runtimes(runtime, target),
             target=target,
             plan=plan,
             activations=activations,
+            integer_io=integer_io,
             ranges=ranges,
             calibration_images=calibration_images,
             image_size=image_size,
@@ -295,6 +308,12 @@ def _gates(max_drop: str | None, min_cosine: float | None, min_sqnr_db: float | 
     from vitedge.quantization.gates import Gates, parse_fraction
 
     return Gates(None if max_drop is None else parse_fraction(max_drop), min_cosine, min_sqnr_db)
+
+
+def _runtimes(text: str | None, target: str) -> tuple[str, ...]:
+    if text is None:
+        return ("tflite",) if target == "npu" else ("onnx", "openvino", "tflite")
+    return tuple(name.strip() for name in text.split(","))
 
 
 def _batch(text: str) -> int | None:

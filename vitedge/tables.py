@@ -109,7 +109,8 @@ def inspect_table(item: Any) -> RenderableType:
     table.add_row("size", f"{manifest.size_bytes / 1e6:.1f} MB in {', '.join(file.name for file in manifest.files)}")
     for kind, tensors in (("input", manifest.inputs), ("output", manifest.outputs)):
         for tensor in tensors:
-            table.add_row(kind, f"{tensor.name} {tensor.dtype} {list(tensor.shape)} {tensor.layout}")
+            grid = "" if tensor.scale is None else f", scale {tensor.scale:.4g}, zero point {tensor.zero_point}"
+            table.add_row(kind, f"{tensor.name} {tensor.dtype} {list(tensor.shape)} {tensor.layout}{grid}")
     contract = manifest.preprocessing
     table.add_row(
         "preprocessing",
@@ -121,6 +122,9 @@ def inspect_table(item: Any) -> RenderableType:
         f"{operations.integer_share:.1%} of {operations.total_macs / 1e9:.2f} GMAC, {len(operations.integer)} linears",
     )
     table.add_row("", ", ".join(_folded(operations.integer)))
+    if operations.sixteen_bit:
+        names = ", ".join(_folded(operations.sixteen_bit))
+        table.add_row("16-bit", f"{len(operations.sixteen_bit)} activations: {names}")
     for name, reason in operations.floating.items():
         table.add_row("float", f"{name}: {reason}")
     table.add_row("saturation", _saturation(manifest.saturation))

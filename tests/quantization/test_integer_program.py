@@ -18,8 +18,9 @@ from vitedge.quantization.integer_fold import fold, on_int8_grid, residual_facto
 from vitedge.quantization.integer_grid import Grid, IntegerPrecision, Range
 from vitedge.quantization.integer_operations import IntegerEncoder, Quantity, integers, round_linears
 from vitedge.quantization.integer_program import Program
-from vitedge.quantization.integer_search import Judge, search
+from vitedge.quantization.integer_search import Judge, search_integers
 from vitedge.quantization.plan import IntegerWeight
+from vitedge.quantization.search import MARGIN_DB, Budget
 from vitedge.runtimes.errors import PlanError
 
 FINITE = st.floats(-1e4, 1e4, width=32)
@@ -156,30 +157,42 @@ def test_search_spends_the_fewest_16_bit_tensors_that_keep_the_budget() -> None:
     judge = Judge(encoder, observation.ranges, random_pixels(seed=5))
     everything = frozenset().union(*(group.tensors for group in judge.groups))
     assert everything == frozenset(observation.ranges) - {"pixel_values"}
-    budget = (judge.sqnr_db(frozenset()) + judge.sqnr_db(everything)) / 2
+    limit_db = (judge.point(frozenset()).sqnr_db + judge.point(everything).sqnr_db) / 2
     done: list[str] = []
-    result = search(judge, judge.costs_db(done.append), budget)
-    assert done == [group.name for group in judge.groups]
-    assert result.sqnr_db == judge.sqnr_db(result.precision.sixteen) >= budget
+    result = search_integers(judge, judge.costs_db(done.append), Budget(min_sqnr_db=limit_db - MARGIN_DB))
+    assert done == [group.name for group in judge.groups] == list(result.sensitivity_db)
+    assert result.found == judge.point(result.precision.sixteen)
+    assert result.found.sqnr_db >= limit_db
     assert 0 < len(result.precision.sixteen) < len(everything) * 2 / 3
     tensors = [point.sixteen_bit_tensors for point in result.curve]
     assert tensors == sorted(tensors)
     # One point further in the order, the budget is missed.
     found = tensors.index(len(result.precision.sixteen))
-    assert result.curve[found - 1].sqnr_db < budget
+    assert result.curve[found] == result.found
+    assert result.curve[found - 1].sqnr_db < limit_db
+
+
+def test_search_keeps_a_cosine_too() -> None:
+    observation, encoder = calibrated()
+    judge = Judge(encoder, observation.ranges, random_pixels(seed=5))
+    costs_db = judge.costs_db()
+    narrow = search_integers(judge, costs_db, Budget(min_sqnr_db=10)).found
+    wider = search_integers(judge, costs_db, Budget(min_cosine=(1 + narrow.cosine_mean) / 2)).found
+    assert wider.cosine_mean > (1 + narrow.cosine_mean) / 2
+    assert wider.sixteen_bit_tensors > narrow.sixteen_bit_tensors == 0
 
 
 def test_search_takes_8_bits_everywhere_if_they_do() -> None:
     observation, encoder = calibrated()
     judge = Judge(encoder, observation.ranges, random_pixels(seed=5))
-    assert not search(judge, judge.costs_db(), 10).precision.sixteen
+    assert not search_integers(judge, judge.costs_db(), Budget(min_sqnr_db=10)).precision.sixteen
 
 
 def test_a_budget_that_cannot_be_met_says_the_best_reached() -> None:
     observation, encoder = calibrated()
     judge = Judge(encoder, observation.ranges, random_pixels(seed=5))
-    with pytest.raises(PlanError, match=r"at least 90.0 dB, found \d\d\.\d dB with 16 bits everywhere"):
-        search(judge, judge.costs_db(), 90)
+    with pytest.raises(PlanError, match=r"16 bits everywhere, and reaches \d\d\.\d\d dB and a mean cosine of 0\.99"):
+        search_integers(judge, judge.costs_db(), Budget(min_sqnr_db=90))
 
 
 def test_a_layer_is_measured_from_the_stream_in_front_of_it() -> None:
@@ -189,7 +202,7 @@ def test_a_layer_is_measured_from_the_stream_in_front_of_it() -> None:
     everything = frozenset().union(*(group.tensors for group in judge.groups))
     costs = judge.costs_db()
     for group in judge.groups:
-        assert costs[group.name] == pytest.approx(judge.sqnr_db(everything - group.tensors), abs=1e-6)
+        assert costs[group.name] == pytest.approx(judge.point(everything - group.tensors).sqnr_db, abs=1e-6)
 
 
 def test_16_bit_inverse_roots_are_refined() -> None:

@@ -8,34 +8,39 @@ fresh processes; put everything in place at once.
 import json
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from vitedge.benchmarks.measure import BenchReport, measure_all
 from vitedge.calibration.images import ImageSet, batches, hold_out, refuse_overlap, scan, too_few_warning
+from vitedge.commands.npu import DEFAULT_BUDGET, IntegerActivations, plan_for_npu
 from vitedge.commands.planning import Activations, calibrate, choose_recipes, search_runtimes
 from vitedge.commands.verify import judge
 from vitedge.console import Console
 from vitedge.converters.artifact import REPORT_FILE, REPORT_FORMAT, check_replaceable, replacing_folder
 from vitedge.converters.checkpoint import Checkpoint, load_checkpoint, random_checkpoint
-from vitedge.converters.lower import RUNTIMES, export_error, lower
-from vitedge.plots import plot_search
+from vitedge.converters.lower import RUNTIMES, export_error, lower, lower_for_npu
+from vitedge.plots import plot_integer_search, plot_search
 from vitedge.quantization.accuracy import AccuracyReport
 from vitedge.quantization.encoder import Encoder
 from vitedge.quantization.gates import NO_GATES, Gates, check, doubts
+from vitedge.quantization.integer_plan import load_integer_decisions
+from vitedge.quantization.integer_search import IntegerSearchResult
 from vitedge.quantization.plan import TARGETS, Plan, Recipe
 from vitedge.quantization.quantize import STRENGTHS, Calibration, make_plan
 from vitedge.quantization.ranges import RangeMethod
+from vitedge.quantization.saved_plan import SavedPlan
 from vitedge.quantization.search import Budget, SearchResult
 from vitedge.runtimes.errors import GateFailedError, PlanError
 from vitedge.runtimes.load import load_encoder
 from vitedge.runtimes.manifest import Manifest
 
+NPU = "npu"
 _EXPORT_CHECK_IMAGES = 4
 _HELD_OUT_IMAGES = 256
 
@@ -45,8 +50,9 @@ class BuildRequest:
     """What to build. `source` is a checkpoint folder or hub id, or a preset if `random_weights`.
 
     `plan` is a `plan.json` whose decisions replace the target's own; `activations` dynamic gives every linear a range
-    per row, static none. Without `evaluation`, images of `images` that calibration did not take are held out to judge
-    on. `batch` None means any. `bench_seconds` 0 skips the benchmark.
+    per row, static none; int8 and int16 are for target npu, which makes TFLite files only, with `integer_io` ones
+    whose input and outputs are integers. Without `evaluation`, images of `images` that calibration did not take are
+    held out to judge on. `batch` None means any. `bench_seconds` 0 skips the benchmark, as target npu does.
     """
 
     source: str
@@ -56,7 +62,8 @@ class BuildRequest:
     runtimes: tuple[str, ...] = RUNTIMES
     target: str = "avx2"
     plan: Path | None = None
-    activations: Activations = "auto"
+    activations: Activations | IntegerActivations = "auto"
+    integer_io: bool = False
     ranges: RangeMethod = "min-max"
     calibration_images: int = 128
     image_size: int | None = None
@@ -74,10 +81,20 @@ class BuildRequest:
         unknown = [runtime for runtime in self.runtimes if runtime not in RUNTIMES]
         if unknown or not self.runtimes:
             raise PlanError(f"--runtime: expected some of {', '.join(RUNTIMES)}, found {', '.join(unknown) or 'none'}")
-        if self.target not in TARGETS:
-            raise PlanError(f"--target: expected one of {', '.join(TARGETS)}, found {self.target}")
+        if self.target not in (*TARGETS, NPU):
+            raise PlanError(f"--target: expected one of {', '.join((*TARGETS, NPU))}, found {self.target}")
+        if self.target == NPU and self.runtimes != ("tflite",):
+            raise PlanError(f"--target {NPU} makes TFLite files only: pass --runtime tflite, or no --runtime")
+        if self.integer_io and self.target != NPU:
+            raise PlanError(f"--integer-io is for --target {NPU}; the input and outputs of CPU artifacts are float")
+        known = ("auto", "int8", "int16") if self.target == NPU else ("auto", "static", "dynamic")
+        if self.activations not in known:
+            expected = f"expected {', '.join(known)} for target {self.target}"
+            raise PlanError(f"--activations: {expected}, found {self.activations}")
         if self.plan is not None and self.activations != "auto":
             raise PlanError("--plan decides how inputs are quantized; leave --activations out, or edit the plan")
+        if self.target == NPU and self.ranges != "min-max":
+            raise PlanError(f"--ranges: target {NPU} has min-max ranges only; clipping is ruinous there")
         for name, value in (("--calibration-images", self.calibration_images), ("--batch", self.batch or 1)):
             if value < 1:
                 raise PlanError(f"{name}: expected at least 1, found {value}")
@@ -105,22 +122,19 @@ def build(request: BuildRequest, console: Console) -> BuildResult:
     check_replaceable(request.out)
     with clock("load"), console.step("Loading the checkpoint"):
         checkpoint = _load(request)
-    recipes = choose_recipes(request.runtimes, request.target, request.activations, request.plan, checkpoint)
+    recipes = _check_plan(request, checkpoint)
     calibration, evaluation = _image_sets(request, console)
     _refuse_blind_gates(request, evaluation)
-    with clock("calibrate"):
-        observed = calibrate(checkpoint, calibration, console)
     with replacing_folder(request.out) as new:
-        searches: Mapping[str, SearchResult] = {}
-        with clock("plan"):
-            plan, smoothed = _plan(request, recipes, checkpoint, observed, console)
-        if (budget := _budget(request)) is not None:
-            with clock("search"):
-                plan, searches = search_runtimes(plan, smoothed, budget, checkpoint, calibration, console)
-                plot_search(searches, new / "search.svg")
-        plan.save(new)
+        if request.target == NPU:
+            planned = _plan_npu(request, checkpoint, calibration, clock, console)
+        else:
+            planned = _plan_cpu(request, recipes, checkpoint, calibration, clock, console)
+        if planned.searches:
+            planned.plot(new / "search.svg")
+        planned.plan.save(new)
         with clock("convert"):
-            manifests, errors = _convert(request, checkpoint, plan, smoothed, calibration, new, console)
+            manifests, errors = _convert(request, checkpoint, planned, calibration, new, console)
         folders = {runtime: new / runtime for runtime in request.runtimes}
         accuracy: Mapping[str, AccuracyReport] = {}
         if evaluation is not None:
@@ -130,12 +144,12 @@ def build(request: BuildRequest, console: Console) -> BuildResult:
         for doubt in _doubts(accuracy, request):
             console.warn(doubt)
         bench = None
-        if request.bench_seconds and (not failures or request.keep_failing):
+        if request.bench_seconds and request.target != NPU and (not failures or request.keep_failing):
             with clock("bench"):
                 bench = _bench(request, new, console)
         manifests = _finish(manifests, accuracy, bench, folders)
         report = _report(
-            request, checkpoint, plan, calibration, evaluation, errors, searches, accuracy, bench, clock, failures
+            request, checkpoint, planned, calibration, evaluation, errors, accuracy, bench, clock, failures
         )
         (new / REPORT_FILE).write_text(json.dumps(report, indent=1, allow_nan=False) + "\n", encoding="utf-8")
         result = BuildResult(request.out, manifests, accuracy, bench, report)
@@ -211,7 +225,91 @@ def _refuse_blind_gates(request: BuildRequest, evaluation: ImageSet | None) -> N
         raise PlanError(f"--max-drop needs labelled images: expected a sub-folder per class in {evaluation.folder}")
 
 
-def _plan(
+@dataclass(frozen=True)
+class _Planned:
+    """A finished plan, how it was found, and what a conversion does with it.
+
+    `lower` takes a runtime, a folder to make, and what manifests say of the calibration.
+    """
+
+    plan: SavedPlan
+    lower: Callable[[str, Path, Mapping[str, object]], Manifest]
+    searches: Mapping[str, SearchResult | IntegerSearchResult]
+    plot: Callable[[Path], None]
+
+
+def _check_plan(request: BuildRequest, checkpoint: Checkpoint) -> Mapping[str, Recipe]:
+    """Recipes of CPU targets; a plan that does not fit is told before any work."""
+    if request.target != NPU:
+        activations = cast("Activations", request.activations)
+        return choose_recipes(request.runtimes, request.target, activations, request.plan, checkpoint)
+    if request.plan is not None:
+        load_integer_decisions(request.plan).check(checkpoint.origin.digest)
+    return {}
+
+
+def _plan_cpu(
+    request: BuildRequest,
+    recipes: Mapping[str, Recipe],
+    checkpoint: Checkpoint,
+    images: ImageSet,
+    clock: "_Clock",
+    console: Console,
+) -> _Planned:
+    with clock("calibrate"):
+        observed = calibrate(checkpoint, images, console)
+    with clock("plan"):
+        plan, smoothed = _round(request, recipes, checkpoint, observed, console)
+    searches: Mapping[str, SearchResult] = {}
+    if (budget := _budget(request)) is not None:
+        with clock("search"):
+            plan, searches = search_runtimes(plan, smoothed, budget, checkpoint, images, console)
+
+    def lower_plan(runtime: str, folder: Path, calibration: Mapping[str, object]) -> Manifest:
+        return lower(
+            runtime,
+            folder,
+            encoder=smoothed,
+            linears=plan.linears(runtime),
+            checkpoint=checkpoint,
+            plan=plan,
+            batch=request.batch,
+            calibration=calibration,
+        )
+
+    return _Planned(plan, lower_plan, searches, lambda path: plot_search(searches, path))
+
+
+def _plan_npu(
+    request: BuildRequest, checkpoint: Checkpoint, images: ImageSet, clock: "_Clock", console: Console
+) -> _Planned:
+    if request.bench_seconds:
+        console.note("No benchmark: integers throughout are for accelerators, a CPU runs them in plain loops")
+    with clock("plan"):
+        plan, found = plan_for_npu(
+            checkpoint,
+            images,
+            activations=cast("IntegerActivations", request.activations),
+            plan=request.plan,
+            budget=_budget(request) or DEFAULT_BUDGET,
+            console=console,
+        )
+
+    def lower_plan(_runtime: str, folder: Path, calibration: Mapping[str, object]) -> Manifest:
+        return lower_for_npu(
+            folder,
+            checkpoint=checkpoint,
+            plan=plan,
+            batch=request.batch,
+            calibration=calibration,
+            integer_io=request.integer_io,
+        )
+
+    searches = {} if found is None else {"tflite": found}
+    return _Planned(plan, lower_plan, searches, lambda path: plot_integer_search(searches["tflite"], path))
+
+
+def _round(
     request: BuildRequest,
     recipes: Mapping[str, Recipe],
     checkpoint: Checkpoint,
@@ -243,8 +341,7 @@ def _budget(request: BuildRequest) -> Budget | None:
 def _convert(
     request: BuildRequest,
     checkpoint: Checkpoint,
-    plan: Plan,
-    smoothed: Encoder,
+    planned: _Planned,
     calibration: ImageSet,
     new: Path,
     console: Console,
@@ -255,14 +352,21 @@ def _convert(
     expected = checkpoint.reference()(pixels)
     manifests, errors = {}, {}
     for runtime in request.runtimes:
-        common: Any = {"checkpoint": checkpoint, "plan": plan, "batch": request.batch, "calibration": record}
         with console.step(f"Exporting {runtime} in FP32 and checking it against PyTorch"):
             twin = new / "fp32" / runtime
-            lower(runtime, twin, encoder=checkpoint.encoder, linears={}, **common)
+            lower(
+                runtime,
+                twin,
+                encoder=checkpoint.encoder,
+                linears={},
+                checkpoint=checkpoint,
+                plan=planned.plan,
+                batch=request.batch,
+                calibration=record,
+            )
             errors[runtime] = export_error(twin, pixels, expected)
         with console.step(f"Lowering the plan to {runtime}"):
-            linears = plan.linears(runtime)
-            manifests[runtime] = lower(runtime, new / runtime, encoder=smoothed, linears=linears, **common)
+            manifests[runtime] = planned.lower(runtime, new / runtime, record)
             load_encoder(new / runtime)  # the runtime accepts it
     return manifests, errors
 
@@ -314,11 +418,10 @@ def _finish(
 def _report(
     request: BuildRequest,
     checkpoint: Checkpoint,
-    plan: Plan,
+    planned: _Planned,
     calibration: ImageSet,
     evaluation: ImageSet | None,
     export_errors: Mapping[str, float],
-    searches: Mapping[str, SearchResult],
     accuracy: Mapping[str, AccuracyReport],
     bench: BenchReport | None,
     clock: _Clock,
@@ -327,8 +430,8 @@ def _report(
     return {
         "format": REPORT_FORMAT,
         "source": asdict(checkpoint.origin),
-        "target": plan.target,
-        "plan_digest": plan.digest(),
+        "target": planned.plan.target,
+        "plan_digest": planned.plan.digest(),
         "calibration": {
             "digest": calibration.digest,
             "images": len(calibration.paths),
@@ -340,7 +443,7 @@ def _report(
         "export_max_abs_error": dict(export_errors),
         "search": {
             runtime: {"curve": [asdict(point) for point in found.curve], "sensitivity_db": dict(found.sensitivity_db)}
-            for runtime, found in searches.items()
+            for runtime, found in planned.searches.items()
         },
         "accuracy": None
         if checkpoint.origin.random_weights

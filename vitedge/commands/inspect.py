@@ -53,6 +53,8 @@ def _runtime_verdict(manifest: Manifest) -> str:
 def cpu_verdict(manifest: Manifest, machine: Machine) -> str:
     """Whether the artifact is exact on a machine, by its saturation certificate."""
     saturation, vnni = manifest.saturation, _VNNI & set(machine.isa_flags)
+    if manifest.target == "npu" and manifest.precision == "int8":
+        return "exact on any CPU, and slow on it: made for accelerators"
     if saturation.not_applicable is not None:
         return "runs on any CPU"
     if saturation.proven_safe:
