@@ -112,7 +112,7 @@ class IntegerPrecision:
 
     def to_json(self) -> dict[str, Any]:
         """A document to read and to edit: the 16-bit tensors, and the range of every tensor."""
-        ranges = {name: [range_.low, range_.high] for name, range_ in self.ranges.items()}
+        ranges = {name: [float(range_.low), float(range_.high)] for name, range_ in self.ranges.items()}
         return {"sixteen_bit": sorted(self.sixteen), "ranges": ranges}
 
     @classmethod
