@@ -1,31 +1,40 @@
-"""Which linears must stay float for a budget: the smallest number of them, found by measured error.
+"""Which linears must give up one fixed input range, and which their integers, for a budget; found by measured error.
+
+A linear climbs a ladder: static; dynamic, a range per row, still integer and a little slower; float.
 
 1. Each linear is quantized alone, everything else in float, and the noise that this adds to `last_hidden_state` is
-   measured by fake quantization: its sensitivity.
-2. Linears turn float in the order of that noise, the most harmful first. Noise of different linears is nearly
-   independent, so that each step takes away the most that one linear can.
-3. The shortest prefix of that order that meets the budget is found by bisection, predicted anew each time.
+   measured by fake quantization, on each of its integer rungs: its sensitivity. Noise of different linears is nearly
+   independent, so that a step takes away what lies between two rungs, whatever the other linears do.
+2. First linears turn dynamic, which keeps every integer, in the order of the noise that this takes away. Then they turn
+   float, in the order of the noise that this takes away per multiply-accumulate: that gives up the fewest of those.
+3. The shortest prefix of these steps that meets the budget is found by bisection, predicted anew each time.
 
 The images are calibration images, on which errors are a little smaller than on others. So the budget is met with a
 margin; whether it holds is for the evaluation images to say.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
 
-from vitedge.quantization.encoder import Encoder, FloatArray, float_linear, forward
+from vitedge.quantization.encoder import Encoder, FloatArray, Linear, float_linear, forward
 from vitedge.quantization.fake import fake_quantized_linear
 from vitedge.quantization.fidelity import cosine, sqnr_db
-from vitedge.quantization.plan import Plan, QuantizedLinear
+from vitedge.quantization.plan import Plan, Precision, QuantizedLinear
 from vitedge.runtimes.errors import PlanError
 
 # Calibration images flatter by 0.3 dB on vit-s14-real.
 MARGIN_DB = 0.5
-_CURVE_POINTS = 8
+# Sensitivities only order the steps; what is chosen is predicted on all images.
+_SENSITIVITY_IMAGES = 8
+CURVE_POINTS = 12
+_BATCH = 8
+# They read last_hidden_state and cannot harm it; they stay as they are, and do not count as what is left of INT8.
 _HEADS = ("pooler.dense", "classifier")
+# OpenVINO convolves whole images, which have no rows.
+_WITHOUT_ROWS: Mapping[str, tuple[str, ...]] = {"openvino": ("patch_embedding",)}
 
 
 class Predicted(Protocol):
@@ -55,8 +64,10 @@ class Budget:
 
 @dataclass(frozen=True)
 class TradeOff:
-    """So many linears in float, and what is predicted with them."""
+    """After so many steps: how many linears are dynamic and float then, and what is predicted."""
 
+    steps: int
+    dynamic_linears: int
     float_linears: int
     integer_macs_share: float
     sqnr_db: float
@@ -65,11 +76,14 @@ class TradeOff:
 
 @dataclass(frozen=True)
 class SearchResult:
-    """The plan found for a runtime, every point predicted on the way, and the SQNR of each linear quantized alone."""
+    """The plan found for a runtime, what is predicted of it, every point predicted on the way, and the SQNR of each
+    linear quantized alone, by its integer precisions.
+    """
 
     plan: Plan
+    found: TradeOff
     curve: tuple[TradeOff, ...]
-    sensitivity_db: Mapping[str, float]
+    sensitivity_db: Mapping[str, Mapping[Precision, float]]
 
 
 def search(
@@ -80,70 +94,141 @@ def search(
     pixel_values: FloatArray,
     budget: Budget,
     progress: Callable[[str], None] = lambda _: None,
+    *,
+    allow_dynamic: bool = True,
 ) -> SearchResult:
-    """The plan with the fewest float linears that meets the budget.
+    """The plan with the most integers that meets the budget.
 
     Args:
-        plan: Where to start from; what it has in float stays so.
+        plan: Where to start from; no linear goes down the ladder.
         runtime: A key of `plan.recipes`.
         encoder: FP32, as loaded.
         smoothed: That of the plan.
-        pixel_values: float32 [images, channels, height, width]; run in one batch.
+        pixel_values: float32 [images, channels, height, width].
         budget: To meet.
-        progress: Called with each linear's name when its sensitivity is known.
+        progress: Called when the sensitivity of a linear is known, and `CURVE_POINTS` times for plans predicted.
+        allow_dynamic: Whether a static linear may turn dynamic; else it turns float at once.
 
     Raises:
         PlanError: Even a single integer linear is too many; says the best that was reached.
     """
-    linears = plan.linears(runtime)
-    expected = forward(encoder, pixel_values, float_linear(encoder))["last_hidden_state"]
-
-    def predict(integer: Mapping[str, QuantizedLinear]) -> TradeOff:
-        found = forward(smoothed, pixel_values, fake_quantized_linear(smoothed, integer))["last_hidden_state"]
-        noise = float(np.square(found - expected, dtype=np.float64).sum())
-        return TradeOff(
-            len(plan.modules) - len(integer),
-            _integer_share(encoder, integer),
-            sqnr_db(float(np.square(expected, dtype=np.float64).sum()), noise),
-            float(cosine(expected[:, 0], found[:, 0]).mean()),
-        )
-
+    alone = _Prediction(encoder, smoothed, pixel_values[:_SENSITIVITY_IMAGES])
     sensitivity = {}
-    for name, linear in linears.items():
-        sensitivity[name] = predict({name: linear}).sqnr_db
+    for name, rungs in _integer_rungs(plan, runtime, allow_dynamic).items():
+        sensitivity[name] = {precision: alone({name: linear})[0] for precision, linear in rungs.items()}
         progress(name)
-    # The heads read last_hidden_state and cannot harm it; they stay integer, and do not count as what is left of INT8.
-    order = sorted(linears, key=lambda name: (name in _HEADS, sensitivity[name]))
-    points: dict[int, TradeOff] = {}
+    macs = {name: rows * encoder.tensors[f"{name}.weight"].size for name, rows in encoder.shape.linears.items()}
+    steps = _steps({name: levels for name, levels in sensitivity.items() if name not in _HEADS}, macs)
+    total = sum(macs.values()) + encoder.shape.attention_macs
+    climb = _Climb(plan, runtime, steps, macs, total, _Prediction(encoder, smoothed, pixel_values))
+    count = _shortest(climb, budget, progress)
+    return SearchResult(climb.plan_after(count), climb.at(count), climb.curve, sensitivity)
 
-    def at(count: int) -> TradeOff:
-        """With the `count` most harmful linears in float."""
-        if count not in points:
-            points[count] = predict({name: linears[name] for name in order[count:]})
-        return points[count]
 
-    last = sum(name not in _HEADS for name in order) - 1
-    if last < 0:
-        return SearchResult(plan, (at(0),), sensitivity)
-    for count in np.linspace(0, last, min(_CURVE_POINTS, last + 1)).round().astype(int).tolist():
-        at(count)
-    if not budget.met_by(at(last)):
-        best = max(points.values(), key=lambda point: point.sqnr_db)
+class _Prediction:
+    """Of a choice of integer linears, the others in float: SQNR in dB of `last_hidden_state`, mean cosine of CLS."""
+
+    def __init__(self, encoder: Encoder, smoothed: Encoder, pixel_values: FloatArray) -> None:
+        self._smoothed, self._pixel_values = smoothed, pixel_values
+        self._expected = self._hidden_state(encoder, float_linear(encoder))
+        self._signal = float(np.square(self._expected, dtype=np.float64).sum())
+
+    def __call__(self, integer: Mapping[str, QuantizedLinear]) -> tuple[float, float]:
+        found = self._hidden_state(self._smoothed, fake_quantized_linear(self._smoothed, integer))
+        noise = float(np.square(found - self._expected, dtype=np.float64).sum())
+        return sqnr_db(self._signal, noise), float(cosine(self._expected[:, 0], found[:, 0]).mean())
+
+    def _hidden_state(self, encoder: Encoder, linear: Linear) -> FloatArray:
+        starts = range(0, len(self._pixel_values), _BATCH)
+        batches = (self._pixel_values[start : start + _BATCH] for start in starts)
+        return np.concatenate([forward(encoder, batch, linear)["last_hidden_state"] for batch in batches])
+
+
+@dataclass(frozen=True)
+class _Climb:
+    """The steps, in order, and what was predicted after some of them."""
+
+    plan: Plan
+    runtime: str
+    steps: tuple[tuple[str, Precision], ...]
+    macs: Mapping[str, int]
+    total_macs: int
+    predict: _Prediction
+    points: dict[int, TradeOff] = field(default_factory=dict)
+
+    @property
+    def curve(self) -> tuple[TradeOff, ...]:
+        return tuple(self.points[count] for count in sorted(self.points))
+
+    def plan_after(self, count: int) -> Plan:
+        return _changed(self.plan, self.runtime, dict(self.steps[:count]))
+
+    def at(self, count: int) -> TradeOff:
+        if count not in self.points:
+            plan = self.plan_after(count)
+            integer = plan.linears(self.runtime)
+            self.points[count] = TradeOff(
+                count,
+                sum(linear.input is None for linear in integer.values()),
+                len(plan.modules) - len(integer),
+                sum(self.macs[name] for name in integer) / self.total_macs,
+                *self.predict(integer),
+            )
+        return self.points[count]
+
+
+def _shortest(climb: _Climb, budget: Budget, progress: Callable[[str], None]) -> int:
+    """How many steps meet the budget.
+
+    Raises:
+        PlanError: All of them, one linear left in integers, do not.
+    """
+    last = max(len(climb.steps) - 1, 0)
+    for count in np.linspace(0, last, CURVE_POINTS).round().astype(int).tolist():
+        climb.at(count)
+        progress(f"{count} steps")
+    if not budget.met_by(climb.at(last)):
+        best = max(climb.curve, key=lambda point: point.sqnr_db)
+        left = [name for name, precision in climb.steps[best.steps :] if precision == "float"]
+        named = ", ".join(left[:3]) + (", …" if len(left) > 3 else "")
         raise PlanError(
-            f"{runtime}: the budget cannot be met: the best plan with an integer linear keeps {best.float_linears} of"
-            f" {len(plan.modules)} linears float, all but {', '.join(order[best.float_linears :][:3])}, and reaches"
-            f" {best.sqnr_db:.2f} dB and a mean cosine of {best.cosine_mean:.5f} (with a margin of {MARGIN_DB} dB asked"
-            " for); lower the budget, or calibrate on more images"
+            f"{climb.runtime}: the budget cannot be met: the best plan with an integer linear ({named}) keeps"
+            f" {best.float_linears} of {len(climb.plan.modules)} linears float and {best.dynamic_linears} dynamic;"
+            f" it reaches {best.sqnr_db:.2f} dB and a mean cosine of {best.cosine_mean:.5f} (with a margin of"
+            f" {MARGIN_DB} dB asked for); lower the budget, or calibrate on more images"
         )
-    low, high = 0, last
+    # Predictions scatter: where a longer prefix fails, a shorter one that passes was lucky.
+    low = 1 + max((point.steps for point in climb.curve if not budget.met_by(point)), default=-1)
+    high = min(point.steps for point in climb.curve if point.steps >= low)
     while low < high:
         middle = (low + high) // 2
-        low, high = (low, middle) if budget.met_by(at(middle)) else (middle + 1, high)
-    recipe = plan.recipes[runtime].with_precisions(dict.fromkeys(order[:low], "float"))
-    found = replace(plan, recipes={**plan.recipes, runtime: recipe})
-    return SearchResult(found, tuple(points[count] for count in sorted(points)), sensitivity)
+        low, high = (low, middle) if budget.met_by(climb.at(middle)) else (middle + 1, high)
+    return low
 
 
-def _integer_share(encoder: Encoder, integer: Mapping[str, QuantizedLinear]) -> float:
-    macs = {name: rows * encoder.tensors[f"{name}.weight"].size for name, rows in encoder.shape.linears.items()}
-    return sum(macs[name] for name in integer) / (sum(macs.values()) + encoder.shape.attention_macs)
+def _integer_rungs(plan: Plan, runtime: str, allow_dynamic: bool) -> Mapping[str, Mapping[Precision, QuantizedLinear]]:
+    """Each integer linear as the plan has it and, where a step may lead there, dynamic; by precision."""
+    linears, precision = plan.linears(runtime), plan.recipes[runtime].precision
+    able = [name for name in linears if name not in (*_HEADS, *_WITHOUT_ROWS.get(runtime, ()))] if allow_dynamic else []
+    dynamic = _changed(plan, runtime, dict.fromkeys(able, "dynamic")).linears(runtime)
+    return {
+        name: {precision(name): linear} | ({"dynamic": dynamic[name]} if name in able else {})
+        for name, linear in linears.items()
+    }
+
+
+def _steps(
+    sensitivity_db: Mapping[str, Mapping[Precision, float]], macs: Mapping[str, int]
+) -> tuple[tuple[str, Precision], ...]:
+    """Linears and the precisions that they turn to, in order."""
+    noise = {name: {rung: 10 ** (-db / 10) for rung, db in levels.items()} for name, levels in sensitivity_db.items()}
+    gain = {name: found["static"] - found["dynamic"] for name, found in noise.items() if len(found) == 2}
+    dynamic = sorted((name for name in gain if gain[name] > 0), key=lambda name: -gain[name])
+    # Where dynamic is no better than static, the linear never turned dynamic; so what is left is the smaller noise.
+    floating = sorted(noise, key=lambda name: -min(noise[name].values()) / macs[name])
+    return *((name, "dynamic") for name in dynamic), *((name, "float") for name in floating)
+
+
+def _changed(plan: Plan, runtime: str, precisions: Mapping[str, Precision]) -> Plan:
+    recipe = plan.recipes[runtime].with_precisions(precisions)
+    return replace(plan, recipes={**plan.recipes, runtime: recipe})

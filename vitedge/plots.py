@@ -1,34 +1,52 @@
 """Pictures of results, as SVG files: they scale, and a browser shows them."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
 from vitedge.quantization.integer_search import IntegerSearchResult
+from vitedge.quantization.plan import Precision
 from vitedge.quantization.search import SearchResult
+
+_MARKERS: Mapping[Precision, str] = {"static": "o", "dynamic": "|"}
 
 
 def plot_search(results: Mapping[str, SearchResult], path: Path) -> None:
-    """Predicted SQNR over the number of float linears, and the sensitivity of each linear, for every runtime.
+    """What every step of the search changes: predicted SQNR, how many linears are dynamic and float, the integer share
+    of multiply-accumulates; and the sensitivity of each linear. For every runtime; what was chosen is black.
 
     Args:
         results: By runtime.
         path: An .svg file to write.
     """
-    figure = Figure(figsize=(8, 3.5 + 0.16 * max(len(found.sensitivity_db) for found in results.values())))
-    curve, bars = figure.subplots(2, 1, height_ratios=(1, 2))
-    for runtime, found in results.items():
-        counts = [point.float_linears for point in found.curve]
-        curve.plot(counts, [point.sqnr_db for point in found.curve], marker="o", label=runtime)
+    figure = Figure(figsize=(8, 8 + 0.16 * max(len(found.sensitivity_db) for found in results.values())))
+    gained, counts, share, dots = figure.subplots(4, 1, height_ratios=(2, 1.5, 1.5, 5))
+    for index, (runtime, found) in enumerate(results.items()):
+        color = f"C{index}"
+        steps = [point.steps for point in found.curve]
+        gained.plot(steps, [point.sqnr_db for point in found.curve], color=color, marker="o", label=runtime)
+        gained.plot(found.found.steps, found.found.sqnr_db, color="black", marker="o", zorder=3)
+        dynamic, floating = zip(*((point.dynamic_linears, point.float_linears) for point in found.curve), strict=True)
+        counts.plot(steps, dynamic, color=color, linestyle="--", label=f"{runtime}: dynamic")
+        counts.plot(steps, floating, color=color, label=f"{runtime}: float")
+        share.plot(steps, [100 * point.integer_macs_share for point in found.curve], color=color)
         names = list(found.sensitivity_db)
-        bars.plot(list(found.sensitivity_db.values()), range(len(names)), marker="o", linestyle="", label=runtime)
-        bars.set_yticks(range(len(names)), names, fontsize=6)
-    curve.set(xlabel="linears kept in float", ylabel="predicted SQNR in dB", title="What the budget costs")
-    curve.legend()
-    bars.set(xlabel="SQNR in dB with this linear alone in INT8 (left: harmful)", title="Sensitivity")
-    bars.invert_yaxis()
-    bars.grid(axis="x", alpha=0.3)
+        for precision, marker in _MARKERS.items():
+            alone = [levels.get(precision, math.nan) for levels in found.sensitivity_db.values()]
+            dots.plot(
+                alone, range(len(names)), color=color, marker=marker, linestyle="", label=f"{runtime}: {precision}"
+            )
+        dots.set_yticks(range(len(names)), names, fontsize=6)
+    gained.set(ylabel="predicted SQNR in dB", title="What the budget costs, step by step")
+    counts.set(ylabel="linears")
+    share.set(xlabel="steps: static to dynamic, then to float", ylabel="MACs in integers, %")
+    dots.set(xlabel="SQNR in dB with this linear alone in INT8 (left: harmful)", title="Sensitivity")
+    dots.invert_yaxis()
+    dots.grid(axis="x", alpha=0.3)
+    for axes in (gained, counts, dots):
+        axes.legend(fontsize=7)
     figure.tight_layout()
     figure.savefig(path, format="svg", metadata={"Date": None})
 

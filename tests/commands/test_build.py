@@ -16,6 +16,7 @@ import pytest
 
 from tests.commands.conftest import CLASSES, Site, report_of
 from tests.tiny import save_checkpoint, save_images
+from vitedge.quantization.plan import load_decisions
 from vitedge.runtimes.load import load_encoder
 from vitedge.runtimes.manifest import load_manifest
 
@@ -126,14 +127,26 @@ def test_gate_that_so_few_images_cannot_carry_is_a_warning(site: Site, built: Pa
     assert "cannot rule out" not in sure.stderr
 
 
-def test_budget_beyond_the_plan_keeps_linears_float(site: Site, built: Path, tmp_path: Path) -> None:
-    out, before = tmp_path / "out", report_of(built)["accuracy"]["onnx"]["outputs"]["last_hidden_state"]["sqnr_db"]
-    assert site.build(out, "--runtime", "onnx", "--min-sqnr", str(before + 3)).exit_code == 0
+@pytest.mark.parametrize(
+    ("activations", "more_db", "turned"),
+    [("auto", 3, {"dynamic"}), ("auto", 8, {"dynamic", "float"}), ("static", 3, {"float"})],
+)
+def test_budget_beyond_the_plan_makes_linears_dynamic_then_float(
+    site: Site, built: Path, tmp_path: Path, activations: str, more_db: float, turned: set[str]
+) -> None:
+    before = report_of(built)["accuracy"]["onnx"]["outputs"]["last_hidden_state"]["sqnr_db"]
+    out, asked = tmp_path / "out", before + more_db
+    options = ("--runtime", "onnx", "--activations", activations, "--min-sqnr", str(asked))
+    assert site.build(out, *options).exit_code == 0
     report, operations = report_of(out), load_manifest(out / "onnx").operations
-    assert report["accuracy"]["onnx"]["outputs"]["last_hidden_state"]["sqnr_db"] >= before + 3
+    assert report["accuracy"]["onnx"]["outputs"]["last_hidden_state"]["sqnr_db"] >= asked
     floating = [name for name, reason in operations.floating.items() if reason == "float by the plan"]
-    assert 0 < len(floating) < LINEARS
-    assert len(floating) in [point["float_linears"] for point in report["search"]["onnx"]["curve"]]
+    assert bool(floating) == ("float" in turned)
+    found = report["search"]["onnx"]["found"]
+    assert found in report["search"]["onnx"]["curve"]
+    assert found["float_linears"] == len(floating) < LINEARS
+    precisions = load_decisions(out).recipes["onnx"].precisions
+    assert {precision for name, precision in precisions.items() if "*" not in name} == turned
     assert (out / "search.svg").stat().st_size > 0
 
 

@@ -263,7 +263,10 @@ def _plan_cpu(
     searches: Mapping[str, SearchResult] = {}
     if (budget := _budget(request)) is not None:
         with clock("search"):
-            plan, searches = search_runtimes(plan, smoothed, budget, checkpoint, images, console)
+            allow_dynamic = request.activations != "static"
+            plan, searches = search_runtimes(
+                plan, smoothed, budget, checkpoint, images, console, allow_dynamic=allow_dynamic
+            )
 
     def lower_plan(runtime: str, folder: Path, calibration: Mapping[str, object]) -> Manifest:
         return lower(
@@ -442,7 +445,11 @@ def _report(
         else {"digest": evaluation.digest, "images": len(evaluation.paths), "skipped": len(evaluation.skipped)},
         "export_max_abs_error": dict(export_errors),
         "search": {
-            runtime: {"curve": [asdict(point) for point in found.curve], "sensitivity_db": dict(found.sensitivity_db)}
+            runtime: {
+                "found": asdict(found.found),
+                "curve": [asdict(point) for point in found.curve],
+                "sensitivity_db": dict(found.sensitivity_db),
+            }
             for runtime, found in planned.searches.items()
         },
         "accuracy": None

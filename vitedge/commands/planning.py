@@ -13,12 +13,12 @@ from vitedge.converters.checkpoint import Checkpoint
 from vitedge.quantization.encoder import Encoder
 from vitedge.quantization.plan import TARGETS, Plan, PlanDecisions, Recipe, load_decisions
 from vitedge.quantization.quantize import Calibration, observe
-from vitedge.quantization.search import Budget, SearchResult, search
+from vitedge.quantization.search import CURVE_POINTS, Budget, SearchResult, search
 from vitedge.runtimes.errors import PlanError
 
 Activations = Literal["auto", "static", "dynamic"]
 _BATCH = 8
-_SEARCH_IMAGES = 8
+_SEARCH_IMAGES = 24
 # Part of the calibration cache's fingerprint; raise it when what is observed, or how, changes.
 _OBSERVATION_METHOD = "covariance-1"
 
@@ -61,15 +61,31 @@ def calibrate(checkpoint: Checkpoint, images: ImageSet, console: Console) -> Cal
 
 
 def search_runtimes(
-    plan: Plan, smoothed: Encoder, budget: Budget, checkpoint: Checkpoint, images: ImageSet, console: Console
+    plan: Plan,
+    smoothed: Encoder,
+    budget: Budget,
+    checkpoint: Checkpoint,
+    images: ImageSet,
+    console: Console,
+    *,
+    allow_dynamic: bool,
 ) -> tuple[Plan, Mapping[str, SearchResult]]:
-    """The plan with as few float linears as the budget needs, and how it was found, runtime by runtime."""
+    """The plan with as many integers as the budget allows, and how it was found, runtime by runtime."""
     pixel_values = next(batches(images, checkpoint.preprocessing, _SEARCH_IMAGES))
     searches = {}
-    total = sum(len(plan.linears(runtime)) for runtime in plan.recipes)
-    with console.bar("Measuring the sensitivity of each linear", total) as advance:
+    total = sum(len(plan.linears(runtime)) + CURVE_POINTS for runtime in plan.recipes)
+    with console.bar("Measuring the sensitivity of each linear, and searching", total) as advance:
         for runtime in plan.recipes:
-            found = search(plan, runtime, checkpoint.encoder, smoothed, pixel_values, budget, lambda _: advance(1))
+            found = search(
+                plan,
+                runtime,
+                checkpoint.encoder,
+                smoothed,
+                pixel_values,
+                budget,
+                lambda _: advance(1),
+                allow_dynamic=allow_dynamic,
+            )
             searches[runtime], plan = found, found.plan
     return plan, searches
 
