@@ -39,6 +39,7 @@ def lower(
     plan: SavedPlan,
     batch: int | None,
     calibration: Mapping[str, object],
+    portable: bool = False,
 ) -> Manifest:
     """Writes one artifact for CPUs, or its FP32 twin, model and manifest, into a new folder.
 
@@ -51,10 +52,15 @@ def lower(
         plan: For the manifest and the target.
         batch: Fixed batch size, or None: any for ONNX and OpenVINO, 1 for TFLite.
         calibration: For the manifest.
+        portable: Whether ONNX artifacts have standard operators only.
     """
     folder.mkdir(parents=True)
     module = importlib.import_module(f"vitedge.converters.{runtime}")
-    options = {"as_convolutions": True} if runtime == "openvino" and plan.target == "avx2" and linears else {}
+    options = {}
+    if runtime == "openvino":
+        options = {"as_convolutions": plan.target == "avx2" and bool(linears)}
+    elif runtime == "onnx":
+        options = {"portable": portable}
     module.convert(encoder, linears, folder, batch, **options)
     manifest = build_manifest(
         folder,

@@ -14,6 +14,10 @@ which is ReduceMin, ReduceMax, Sub, QuantizeLinear with a scale per row, the sam
 and an addition of what comes out. Behind GELU, m is GELU's own minimum: no ReduceMin, and the last term is part of the
 bias.
 
+The portable form has standard operators only, for engines without that kernel, and is somewhat slower:
+
+    QuantizeLinear -> MatMulInteger -> Cast -> Mul by both scales -> Add
+
 Residual adds, LayerNorm, softmax, GELU and the two attention MatMuls stay float: the provider has no integer kernels
 for the first four, and the MatMuls are 4 % of the work of ViT-B and feed softmax.
 
@@ -31,7 +35,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from vitedge.quantization.encoder import Encoder
+from vitedge.quantization.encoder import Encoder, FloatArray
 from vitedge.quantization.plan import IntegerWeight, QuantizedLinear, StaticInput
 from vitedge.runtimes.errors import ConversionError
 
@@ -39,7 +43,14 @@ OPSET, IR_VERSION, MINIMUM_RUNTIME = 20, 9, "1.17"
 MODEL_FILE = "model.onnx"
 
 
-def convert(encoder: Encoder, linears: Mapping[str, QuantizedLinear], folder: Path, batch: int | None) -> None:
+def convert(
+    encoder: Encoder,
+    linears: Mapping[str, QuantizedLinear],
+    folder: Path,
+    batch: int | None,
+    *,
+    portable: bool = False,
+) -> None:
     """Writes `folder/model.onnx`.
 
     Args:
@@ -47,11 +58,12 @@ def convert(encoder: Encoder, linears: Mapping[str, QuantizedLinear], folder: Pa
         linears: Integer linears by name; the others stay float. Empty for the FP32 model.
         folder: Existing folder to write into.
         batch: Fixed batch size, or None for any.
+        portable: Whether to use standard ONNX operators only.
 
     Raises:
         ConversionError: The model exceeds the 2 GB that one ONNX file can hold.
     """
-    graph = _Graph(encoder, linears, batch)
+    graph = _Graph(encoder, linears, batch, portable=portable)
     graph.encoder_graph()
     model = graph.model()
     if model.ByteSize() >= 2**31:
@@ -63,8 +75,10 @@ def convert(encoder: Encoder, linears: Mapping[str, QuantizedLinear], folder: Pa
 class _Graph:
     """An ONNX graph under construction: nodes in order, initializers by name."""
 
-    def __init__(self, encoder: Encoder, linears: Mapping[str, QuantizedLinear], batch: int | None) -> None:
-        self.encoder, self.shape, self.linears = encoder, encoder.shape, linears
+    def __init__(
+        self, encoder: Encoder, linears: Mapping[str, QuantizedLinear], batch: int | None, *, portable: bool
+    ) -> None:
+        self.encoder, self.shape, self.linears, self.portable = encoder, encoder.shape, linears, portable
         self.batch: int | str = batch or "batch"
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: dict[str, onnx.TensorProto] = {}
@@ -83,7 +97,7 @@ class _Graph:
             list(self.initializers.values()),
         )
         opsets = [helper.make_opsetid("", OPSET)]
-        if self.linears:
+        if self.linears and not self.portable:
             opsets.append(helper.make_opsetid("com.microsoft", 1))
         return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="vitedge")
 
@@ -113,18 +127,17 @@ class _Graph:
             return self.node("Add", output, [self.node("MatMul", f"{name}.matmul", [x, weight]), bias])
         weights = quantized.weight
         if quantized.input is not None:
-            inputs = [*self.input_parameters(name, quantized.input), self.constant(f"{name}.bias", weights.bias)]
-            return self.integer_product(name, output, x, weights, *inputs)
-        product = self.integer_product(
-            name, f"{name}.product", x, weights, self.number(1.0), self.constant("uint8_zero", np.uint8(0))
-        )
+            return self.integer_product(name, output, x, weights, quantized.input, weights.bias)
+        # Scales of rows come after the product, and the row's minimum is integer 0.
+        product = self.integer_product(name, f"{name}.product", x, weights, StaticInput(1.0, 0), None)
         scaled = self.node("Mul", f"{name}.scaled", [product, f"{name}.row_scale"])
         sums = weights.dequantized().sum(axis=1)
         known = self.shape.known_minimum(name)
         if known is not None:
             offset = self.constant(f"{name}.bias", weights.bias + np.float32(known) * sums)
         else:
-            minimum = self.node("Mul", f"{name}.offset", [f"{name}.row_minimum", self.constant(f"{name}.sums", sums)])
+            columns = self.constant(f"{name}.column_sums", sums)
+            minimum = self.node("Mul", f"{name}.offset", [f"{name}.row_minimum", columns])
             offset = self.node("Add", f"{name}.shift", [minimum, self.constant(f"{name}.bias", weights.bias)])
         rank = 2 if name in ("pooler.dense", "classifier") else 3
         if rank == 2:
@@ -134,18 +147,23 @@ class _Graph:
         return self.node("Reshape", output, [shifted, self.integers(-1, tokens, len(weights.bias))])
 
     def integer_product(
-        self, name: str, output: str, x: str, weight: IntegerWeight, scale: str, zero_point: str, *bias: str
+        self, name: str, output: str, x: str, weight: IntegerWeight, grid: StaticInput, bias: FloatArray | None
     ) -> str:
-        inputs = [
-            x,
-            self.constant(f"{name}.weight", weight.values.T),
-            scale,
-            self.constant(f"{name}.weight_scale", weight.scale),
-            zero_point,
-            self.constant(f"{name}.weight_zero_point", np.zeros(len(weight.scale), np.int8)),
-            *bias,
-        ]
-        return self.node("MatMulIntegerToFloat", output, inputs, domain="com.microsoft")
+        """The product of uint8 rows x of a grid with the weights, in float, plus the bias if there is one."""
+        scale, zero_point = self.input_parameters(name, grid)
+        values = self.constant(f"{name}.weight", weight.values.T)
+        shift = [] if bias is None else [self.constant(f"{name}.bias", bias)]
+        if not self.portable:
+            scales = self.constant(f"{name}.weight_scale", weight.scale)
+            zeros = self.constant(f"{name}.weight_zero_point", np.zeros(len(weight.scale), np.int8))
+            inputs = [x, values, scale, scales, zero_point, zeros, *shift]
+            return self.node("MatMulIntegerToFloat", output, inputs, domain="com.microsoft")
+        sums = self.node("MatMulInteger", f"{name}.sums", [x, values, zero_point])
+        floats = self.node("Cast", f"{name}.float_sums", [sums], to=TensorProto.FLOAT)
+        scales = self.constant(f"{name}.output_scale", weight.scale * np.float32(grid.scale))
+        if not shift:
+            return self.node("Mul", output, [floats, scales])
+        return self.node("Add", output, [self.node("Mul", f"{name}.product", [floats, scales]), *shift])
 
     def quantize(self, name: str, x: str) -> str:
         """What the linear `name` reads: x [..., in] in uint8 if that linear is integer, else x.

@@ -101,6 +101,9 @@ def build(
         bool, typer.Option("--integer-io", help="For npu: integers as input and outputs, not floats.")
     ] = False,
     ranges: Annotated[Literal["min-max", "mse"], typer.Option(help="How fixed input ranges are chosen.")] = "min-max",
+    portable: Annotated[
+        bool, typer.Option("--portable", help="ONNX with standard operators only, for engines other than ONNX Runtime.")
+    ] = False,
     calibration_images: Annotated[int, typer.Option(min=1, help="Taken evenly over the folder.")] = 128,
     image_size: Annotated[
         int | None, typer.Option(min=1, help="Convert for another size; positions are interpolated.")
@@ -155,6 +158,7 @@ def build(
             plan=plan,
             activations=activations,
             integer_io=integer_io,
+            portable=portable,
             ranges=ranges,
             calibration_images=calibration_images,
             image_size=image_size,

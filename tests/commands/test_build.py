@@ -232,6 +232,14 @@ def test_dynamic_activations_give_every_row_its_range(site: Site, tmp_path: Path
         assert report_of(out)["accuracy"][runtime]["outputs"]["last_hidden_state"]["sqnr_db"] > 25
 
 
+def test_portable_onnx_has_standard_operators_and_equal_features(site: Site, built: Path, tmp_path: Path) -> None:
+    assert site.build(tmp_path / "out", "--runtime", "onnx", "--portable", "--plan", built).exit_code == 0
+    nodes = onnx.load(tmp_path / "out" / "onnx" / "model.onnx").graph.node
+    assert {node.domain for node in nodes} == {""}
+    found = [report_of(out)["accuracy"]["onnx"]["outputs"]["last_hidden_state"] for out in (built, tmp_path / "out")]
+    assert abs(found[0]["sqnr_db"] - found[1]["sqnr_db"]) < 0.5
+
+
 def test_black_calibration_images_are_refused(site: Site, tmp_path: Path) -> None:
     images = tmp_path / "black"
     images.mkdir()

@@ -110,6 +110,22 @@ def test_integer_models_compute_what_fake_quantization_predicts(
         assert_as_predicted(encoder, linears, random_pixels(shape, batch, seed=5), tmp_path, (run_onnx, run_openvino))
 
 
+@pytest.mark.parametrize("recipe", [STATIC, ALL_DYNAMIC, ROWS_FOR_FC2], ids=["static", "dynamic", "fc2 dynamic"])
+@pytest.mark.parametrize("shape", VARIANTS.values(), ids=VARIANTS)
+def test_portable_onnx_computes_the_same_in_standard_operators(
+    shape: EncoderShape, recipe: Recipe, tmp_path: Path
+) -> None:
+    encoder, linears = quantized(shape, recipe)
+    onnx_lowering.convert(encoder, linears, tmp_path, None, portable=True)
+    model = onnx.load(tmp_path / "model.onnx")
+    onnx.checker.check_model(model, full_check=True)
+    assert {entry.domain for entry in model.opset_import} == {node.domain for node in model.graph.node} == {""}
+    counts = Counter(node.op_type for node in model.graph.node)
+    assert counts["MatMulInteger"] == counts["QuantizeLinear"] == len(linears)
+    for batch in (1, 3):
+        assert_as_predicted(encoder, linears, random_pixels(shape, batch, seed=5), tmp_path, (run_onnx,))
+
+
 def test_wrong_integers_show(tmp_path: Path) -> None:
     """The twin of the test above: one input range too narrow, and the model is no longer what was predicted."""
     encoder, linears = quantized(SHAPE)

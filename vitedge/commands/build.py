@@ -51,8 +51,9 @@ class BuildRequest:
 
     `plan` is a `plan.json` whose decisions replace the target's own; `activations` dynamic gives every linear a range
     per row, static none; int8 and int16 are for target npu, which makes TFLite files only, with `integer_io` ones
-    whose input and outputs are integers. Without `evaluation`, images of `images` that calibration did not take are
-    held out to judge on. `batch` None means any. `bench_seconds` 0 skips the benchmark, as target npu does.
+    whose input and outputs are integers. `portable` ONNX files have standard operators only. Without `evaluation`,
+    images of `images` that calibration did not take are held out to judge on. `batch` None means any.
+    `bench_seconds` 0 skips the benchmark, as target npu does.
     """
 
     source: str
@@ -64,6 +65,7 @@ class BuildRequest:
     plan: Path | None = None
     activations: Activations | IntegerActivations = "auto"
     integer_io: bool = False
+    portable: bool = False
     ranges: RangeMethod = "min-max"
     calibration_images: int = 128
     image_size: int | None = None
@@ -87,6 +89,8 @@ class BuildRequest:
             raise PlanError(f"--target {NPU} makes TFLite files only: pass --runtime tflite, or no --runtime")
         if self.integer_io and self.target != NPU:
             raise PlanError(f"--integer-io is for --target {NPU}; the input and outputs of CPU artifacts are float")
+        if self.portable and "onnx" not in self.runtimes:
+            raise PlanError("--portable is for ONNX artifacts; leave it out, or add --runtime onnx")
         known = ("auto", "int8", "int16") if self.target == NPU else ("auto", "static", "dynamic")
         if self.activations not in known:
             expected = f"expected {', '.join(known)} for target {self.target}"
@@ -278,6 +282,7 @@ def _plan_cpu(
             plan=plan,
             batch=request.batch,
             calibration=calibration,
+            portable=request.portable,
         )
 
     return _Planned(plan, lower_plan, searches, lambda path: plot_search(searches, path))

@@ -20,7 +20,7 @@ from vitedge.quantization.integer_search import (
     search_integers,
 )
 from vitedge.quantization.plan import WEIGHT_FORMATS, IntegerWeight
-from vitedge.quantization.rounding import factorize, round_weights
+from vitedge.quantization.rounding import Factor, factorize, round_weights
 from vitedge.quantization.search import Budget
 from vitedge.runtimes.image import read_image
 
@@ -92,10 +92,14 @@ def _observe(checkpoint: Checkpoint, images: ImageSet, console: Console) -> Obse
 
 def _round(observation: Observation, console: Console) -> IntegerEncoder:
     formats = {"int8": WEIGHT_FORMATS["int8"]}
+    factors: dict[int, Factor] = {}  # query, key and value read the same
     with console.bar("Rounding weights", len(observation.statistics)) as advance:
 
         def round_weight(name: str, weight: FloatArray, bias: FloatArray) -> IntegerWeight:
-            rounded = round_weights(weight, bias, factorize(observation.statistics[name]), formats)["int8"]
+            seen = observation.statistics[name]
+            if id(seen) not in factors:
+                factors[id(seen)] = factorize(seen)
+            rounded = round_weights(weight, bias, factors[id(seen)], formats)["int8"]
             advance(1)
             return rounded
 
