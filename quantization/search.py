@@ -74,30 +74,17 @@ class TradeOff:
     cosine_mean: float
 
 
-@dataclass(frozen=True)
-class SearchResult:
-    """The plan found for a runtime, what is predicted of it, every point predicted on the way, and the SQNR of each
-    linear quantized alone, by its integer precisions.
-    """
-
-    plan: Plan
-    found: TradeOff
-    curve: tuple[TradeOff, ...]
-    sensitivity_db: Mapping[str, Mapping[Precision, float]]
-
-
-def search(
+def climb(
     plan: Plan,
     runtime: str,
     encoder: Encoder,
     smoothed: Encoder,
     pixel_values: FloatArray,
-    budget: Budget,
     progress: Callable[[str], None] = lambda _: None,
     *,
     allow_dynamic: bool = True,
-) -> SearchResult:
-    """The plan with the most integers that meets the budget.
+) -> "Climb":
+    """Measures each linear alone, and so puts the steps in order; the result serves any budget.
 
     Args:
         plan: Where to start from; no linear goes down the ladder.
@@ -105,12 +92,8 @@ def search(
         encoder: FP32, as loaded.
         smoothed: That of the plan.
         pixel_values: float32 [images, channels, height, width].
-        budget: To meet.
-        progress: Called when the sensitivity of a linear is known, and `CURVE_POINTS` times for plans predicted.
+        progress: Called with each linear's name when its sensitivity is known.
         allow_dynamic: Whether a static linear may turn dynamic; else it turns float at once.
-
-    Raises:
-        PlanError: Even a single integer linear is too many; says the best that was reached.
     """
     alone = _Prediction(encoder, smoothed, pixel_values[:_SENSITIVITY_IMAGES])
     sensitivity = {}
@@ -120,9 +103,7 @@ def search(
     macs = {name: rows * encoder.tensors[f"{name}.weight"].size for name, rows in encoder.shape.linears.items()}
     steps = _steps({name: levels for name, levels in sensitivity.items() if name not in _HEADS}, macs)
     total = sum(macs.values()) + encoder.shape.attention_macs
-    climb = _Climb(plan, runtime, steps, macs, total, _Prediction(encoder, smoothed, pixel_values))
-    count = _shortest(climb, budget, progress)
-    return SearchResult(climb.plan_after(count), climb.at(count), climb.curve, sensitivity)
+    return Climb(plan, runtime, sensitivity, steps, macs, total, _Prediction(encoder, smoothed, pixel_values))
 
 
 class _Prediction:
@@ -145,50 +126,75 @@ class _Prediction:
 
 
 @dataclass(frozen=True)
-class _Climb:
-    """The steps, in order, and what was predicted after some of them."""
+class Climb:
+    """The SQNR of each linear quantized alone, by its integer precisions; the steps that follow, in order; and what was
+    predicted after some of them.
+    """
 
     plan: Plan
     runtime: str
+    sensitivity_db: Mapping[str, Mapping[Precision, float]]
     steps: tuple[tuple[str, Precision], ...]
     macs: Mapping[str, int]
     total_macs: int
     predict: _Prediction
     points: dict[int, TradeOff] = field(default_factory=dict)
 
-    @property
-    def curve(self) -> tuple[TradeOff, ...]:
-        return tuple(self.points[count] for count in sorted(self.points))
-
-    def plan_after(self, count: int) -> Plan:
-        return _changed(self.plan, self.runtime, dict(self.steps[:count]))
-
     def at(self, count: int) -> TradeOff:
         if count not in self.points:
-            plan = self.plan_after(count)
-            integer = plan.linears(self.runtime)
+            integer = self.plan_after(count).linears(self.runtime)
             self.points[count] = TradeOff(
                 count,
                 sum(linear.input is None for linear in integer.values()),
-                len(plan.modules) - len(integer),
+                len(self.plan.modules) - len(integer),
                 sum(self.macs[name] for name in integer) / self.total_macs,
                 *self.predict(integer),
             )
         return self.points[count]
 
+    def plan_after(self, count: int) -> Plan:
+        return _changed(self.plan, self.runtime, dict(self.steps[:count]))
 
-def _shortest(climb: _Climb, budget: Budget, progress: Callable[[str], None]) -> int:
-    """How many steps meet the budget.
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What was found, as a point of its climb."""
+
+    climb: Climb
+    found: TradeOff
+
+    @property
+    def plan(self) -> Plan:
+        return self.climb.plan_after(self.found.steps)
+
+    @property
+    def curve(self) -> tuple[TradeOff, ...]:
+        """Every point predicted on the way."""
+        return tuple(self.climb.points[count] for count in sorted(self.climb.points))
+
+    @property
+    def sensitivity_db(self) -> Mapping[str, Mapping[Precision, float]]:
+        return self.climb.sensitivity_db
+
+
+def search(climb: Climb, budget: Budget, progress: Callable[[str], None] = lambda _: None) -> SearchResult:
+    """The fewest steps that meet the budget.
+
+    Args:
+        climb: From `climb`; what it predicted for an earlier budget is not predicted again.
+        budget: To meet.
+        progress: Called `CURVE_POINTS` times for plans predicted.
 
     Raises:
-        PlanError: All of them, one linear left in integers, do not.
+        PlanError: All of them, one linear left in integers, do not; says the best that was reached.
     """
     last = max(len(climb.steps) - 1, 0)
     for count in np.linspace(0, last, CURVE_POINTS).round().astype(int).tolist():
         climb.at(count)
         progress(f"{count} steps")
+    curve = SearchResult(climb, climb.at(last)).curve
     if not budget.met_by(climb.at(last)):
-        best = max(climb.curve, key=lambda point: point.sqnr_db)
+        best = max(curve, key=lambda point: point.sqnr_db)
         left = [name for name, precision in climb.steps[best.steps :] if precision == "float"]
         named = ", ".join(left[:3]) + (", …" if len(left) > 3 else "")
         raise PlanError(
@@ -198,12 +204,12 @@ def _shortest(climb: _Climb, budget: Budget, progress: Callable[[str], None]) ->
             f" {MARGIN_DB} dB asked for); lower the budget, or calibrate on more images"
         )
     # Predictions scatter: where a longer prefix fails, a shorter one that passes was lucky.
-    low = 1 + max((point.steps for point in climb.curve if not budget.met_by(point)), default=-1)
-    high = min(point.steps for point in climb.curve if point.steps >= low)
+    low = 1 + max((point.steps for point in curve if not budget.met_by(point)), default=-1)
+    high = min(point.steps for point in curve if point.steps >= low)
     while low < high:
         middle = (low + high) // 2
         low, high = (low, middle) if budget.met_by(climb.at(middle)) else (middle + 1, high)
-    return low
+    return SearchResult(climb, climb.at(low))
 
 
 def _integer_rungs(plan: Plan, runtime: str, allow_dynamic: bool) -> Mapping[str, Mapping[Precision, QuantizedLinear]]:

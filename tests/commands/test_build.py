@@ -16,6 +16,8 @@ import pytest
 
 from tests.commands.conftest import CLASSES, Site, report_of
 from tests.tiny import save_checkpoint, save_images
+from vitedge.quantization.accuracy import AccuracyReport
+from vitedge.quantization.gates import Gates
 from vitedge.quantization.plan import load_decisions
 from vitedge.runtimes.load import load_encoder
 from vitedge.runtimes.manifest import load_manifest
@@ -148,6 +150,53 @@ def test_budget_beyond_the_plan_makes_linears_dynamic_then_float(
     precisions = load_decisions(out).recipes["onnx"].precisions
     assert {precision for name, precision in precisions.items() if "*" not in name} == turned
     assert (out / "search.svg").stat().st_size > 0
+
+
+def refusing_below(monkeypatch: pytest.MonkeyPatch, limit_db: float) -> None:
+    """Lets the drop of accuracy, which a tiny model does not have, go with the error."""
+
+    def check(report: AccuracyReport, gates: Gates) -> tuple[str, ...]:
+        assert gates.max_drop is not None
+        return ("too large a drop",) if report.outputs["last_hidden_state"].sqnr_db < limit_db else ()
+
+    monkeypatch.setattr("vitedge.commands.build.check", check)
+
+
+def test_drop_beyond_the_gate_is_searched_away(
+    site: Site, built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accuracy = {name: found["outputs"]["last_hidden_state"] for name, found in report_of(built)["accuracy"].items()}
+    refusing_below(monkeypatch, accuracy["openvino"]["sqnr_db"] + 3)
+    out = tmp_path / "out"
+    result = site.build(out, "--max-drop", "50%")
+    assert result.exit_code == 0, result.stderr
+    report = report_of(out)
+    assert report["gate_failures"] == []
+    assert report["search"]["openvino"]["tightenings"] >= 1
+    assert "openvino: too large a drop" in result.stderr
+    assert "openvino: the plan was chosen by its accuracy on the evaluation images" in result.stderr
+    for runtime in FILES:
+        found = report["accuracy"][runtime]["outputs"]["last_hidden_state"]["sqnr_db"]
+        assert found >= accuracy["openvino"]["sqnr_db"] + 3
+        # Only what a gate refused is searched.
+        searched = accuracy[runtime]["sqnr_db"] < accuracy["openvino"]["sqnr_db"] + 3
+        assert (runtime in report["search"]) == searched
+        assert load_manifest(out / runtime).plan_digest == report["plan_digest"]
+    # What was found is a plan like any other.
+    again = site.build(tmp_path / "again", "--plan", out, "--max-drop", "50%")
+    assert again.exit_code == 0, again.stderr
+    assert load_decisions(tmp_path / "again").recipes == load_decisions(out).recipes
+
+
+def test_drop_that_no_plan_avoids_is_refused_and_says_the_best(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refusing_below(monkeypatch, 200)
+    result = site.build(tmp_path / "out", "--runtime", "onnx", "--max-drop", "50%")
+    assert result.exit_code == 1
+    assert not (tmp_path / "out").exists()
+    assert "onnx: too large a drop" in result.stderr
+    assert "refused, too much was lost" in result.stderr
 
 
 def edited(built: Path, folder: Path, runtime: str = "onnx", **changes: str) -> Path:

@@ -15,7 +15,7 @@ from vitedge.plots import plot_search
 from vitedge.quantization.encoder import Encoder
 from vitedge.quantization.plan import TARGETS, Plan, Recipe, StaticInput, load_decisions
 from vitedge.quantization.quantize import Calibration, make_plan, observe
-from vitedge.quantization.search import CURVE_POINTS, MARGIN_DB, Budget, SearchResult, _steps, search
+from vitedge.quantization.search import CURVE_POINTS, MARGIN_DB, Budget, SearchResult, _steps, climb, search
 from vitedge.runtimes.errors import PlanError
 
 ENCODER = random_encoder()
@@ -46,7 +46,7 @@ def found(
     planned: tuple[Plan, Encoder], budget: Budget, runtime: str = "onnx", *, allow_dynamic: bool = True
 ) -> SearchResult:
     plan, smoothed = planned
-    return search(plan, runtime, ENCODER, smoothed, PIXELS, budget, allow_dynamic=allow_dynamic)
+    return search(climb(plan, runtime, ENCODER, smoothed, PIXELS, allow_dynamic=allow_dynamic), budget)
 
 
 def turned(result: SearchResult, before: Plan, runtime: str = "onnx") -> Mapping[str, str]:
@@ -75,8 +75,19 @@ def test_a_budget_that_is_met_changes_nothing(planned: tuple[Plan, Encoder], run
 def test_progress_ends_where_it_said(planned: tuple[Plan, Encoder]) -> None:
     plan, smoothed = planned
     done: list[str] = []
-    search(plan, "onnx", ENCODER, smoothed, PIXELS, Budget(0.0), done.append)
+    search(climb(plan, "onnx", ENCODER, smoothed, PIXELS, done.append), Budget(0.0), done.append)
     assert len(done) == len(SHAPE.linears) + CURVE_POINTS
+
+
+def test_a_second_budget_predicts_only_what_is_new(planned: tuple[Plan, Encoder]) -> None:
+    plan, smoothed = planned
+    steps = climb(plan, "onnx", ENCODER, smoothed, PIXELS)
+    first = search(steps, Budget(0.0))
+    predicted = len(first.curve)
+    second = search(steps, Budget(first.found.sqnr_db + 1))
+    assert second.plan == found(planned, Budget(first.found.sqnr_db + 1)).plan != first.plan
+    assert search(steps, Budget(0.0)) == first
+    assert predicted <= len(second.curve) <= predicted + 3
 
 
 def test_the_harmful_linear_alone_turns_dynamic(planned: tuple[Plan, Encoder]) -> None:

@@ -1,107 +1,69 @@
 """`vitedge build`: a checkpoint and a folder of images in, proven INT8 artifacts out.
 
-The order is the argument: load, calibrate, export in FP32 and check that against PyTorch, only then quantize; measure
-accuracy against PyTorch on images that calibration did not see, refuse what lost too much; measure speed and memory in
-fresh processes; put everything in place at once.
+The order is the argument: load, calibrate, plan, export in FP32 and check that against PyTorch, only then lower the
+plan; measure accuracy against PyTorch on images that calibration did not see, refuse what lost too much; measure speed
+and memory in fresh processes; put everything in place at once.
 """
 
 import json
 import shutil
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol
 
 import numpy as np
 
 from vitedge.benchmarks.measure import BenchReport, measure_all
 from vitedge.calibration.images import ImageSet, batches, hold_out, refuse_overlap, scan, too_few_warning
-from vitedge.commands.npu import DEFAULT_BUDGET, IntegerActivations, plan_for_npu
-from vitedge.commands.planning import Activations, calibrate, choose_recipes, search_runtimes
+from vitedge.commands.clock import Clock
+from vitedge.commands.npu import check_plan, plan_for_npu
+from vitedge.commands.planning import choose_recipes, plan_for_cpu
+from vitedge.commands.request import NPU, BuildRequest
 from vitedge.commands.verify import judge
 from vitedge.console import Console
 from vitedge.converters.artifact import REPORT_FILE, REPORT_FORMAT, check_replaceable, replacing_folder
 from vitedge.converters.checkpoint import Checkpoint, load_checkpoint, random_checkpoint
-from vitedge.converters.lower import RUNTIMES, export_error, lower, lower_for_npu
-from vitedge.plots import plot_integer_search, plot_search
+from vitedge.converters.lower import export_error, lower
 from vitedge.quantization.accuracy import AccuracyReport
-from vitedge.quantization.encoder import Encoder
-from vitedge.quantization.gates import NO_GATES, Gates, check, doubts
-from vitedge.quantization.integer_plan import load_integer_decisions
+from vitedge.quantization.gates import check, doubts
 from vitedge.quantization.integer_search import IntegerSearchResult
-from vitedge.quantization.plan import TARGETS, Plan, Recipe
-from vitedge.quantization.quantize import STRENGTHS, Calibration, make_plan
-from vitedge.quantization.ranges import RangeMethod
 from vitedge.quantization.saved_plan import SavedPlan
-from vitedge.quantization.search import Budget, SearchResult
+from vitedge.quantization.search import SearchResult
 from vitedge.runtimes.errors import GateFailedError, PlanError
 from vitedge.runtimes.load import load_encoder
 from vitedge.runtimes.manifest import Manifest
 
-NPU = "npu"
+__all__ = ["BuildRefusedError", "BuildRequest", "BuildResult", "build"]
+
 _EXPORT_CHECK_IMAGES = 4
 _HELD_OUT_IMAGES = 256
+# A plan that a gate refuses is followed by one that predicts so much more, so often.
+_TIGHTER_DB, _TIGHTENINGS = 2.0, 6
 
 
-@dataclass(frozen=True)
-class BuildRequest:
-    """What to build. `source` is a checkpoint folder or hub id, or a preset if `random_weights`.
+class Planned(Protocol):
+    """A plan, how it was found, and what a build does with it: `CpuPlanned` or `NpuPlanned`."""
 
-    `plan` is a `plan.json` whose decisions replace the target's own; `activations` dynamic gives every linear a range
-    per row, static none; int8 and int16 are for target npu, which makes TFLite files only, with `integer_io` ones
-    whose input and outputs are integers. `portable` ONNX files have standard operators only. Without `evaluation`,
-    images of `images` that calibration did not take are held out to judge on. `batch` None means any.
-    `bench_seconds` 0 skips the benchmark, as target npu does.
-    """
+    @property
+    def plan(self) -> SavedPlan: ...
 
-    source: str
-    images: Path
-    out: Path
-    evaluation: Path | None = None
-    runtimes: tuple[str, ...] = RUNTIMES
-    target: str = "avx2"
-    plan: Path | None = None
-    activations: Activations | IntegerActivations = "auto"
-    integer_io: bool = False
-    portable: bool = False
-    ranges: RangeMethod = "min-max"
-    calibration_images: int = 128
-    image_size: int | None = None
-    revision: str | None = None
-    random_weights: bool = False
-    seed: int = 0
-    batch: int | None = None
-    keep_fp32: bool = False
-    keep_failing: bool = False
-    gates: Gates = NO_GATES
-    bench_seconds: float = 8.0
-    threads: int = 1
+    @property
+    def searches(self) -> Mapping[str, SearchResult] | Mapping[str, IntegerSearchResult]:
+        """By runtime; empty if nothing was searched."""
 
-    def __post_init__(self) -> None:
-        unknown = [runtime for runtime in self.runtimes if runtime not in RUNTIMES]
-        if unknown or not self.runtimes:
-            raise PlanError(f"--runtime: expected some of {', '.join(RUNTIMES)}, found {', '.join(unknown) or 'none'}")
-        if self.target not in (*TARGETS, NPU):
-            raise PlanError(f"--target: expected one of {', '.join((*TARGETS, NPU))}, found {self.target}")
-        if self.target == NPU and self.runtimes != ("tflite",):
-            raise PlanError(f"--target {NPU} makes TFLite files only: pass --runtime tflite, or no --runtime")
-        if self.integer_io and self.target != NPU:
-            raise PlanError(f"--integer-io is for --target {NPU}; the input and outputs of CPU artifacts are float")
-        if self.portable and "onnx" not in self.runtimes:
-            raise PlanError("--portable is for ONNX artifacts; leave it out, or add --runtime onnx")
-        known = ("auto", "int8", "int16") if self.target == NPU else ("auto", "static", "dynamic")
-        if self.activations not in known:
-            expected = f"expected {', '.join(known)} for target {self.target}"
-            raise PlanError(f"--activations: {expected}, found {self.activations}")
-        if self.plan is not None and self.activations != "auto":
-            raise PlanError("--plan decides how inputs are quantized; leave --activations out, or edit the plan")
-        if self.target == NPU and self.ranges != "min-max":
-            raise PlanError(f"--ranges: target {NPU} has min-max ranges only; clipping is ruinous there")
-        for name, value in (("--calibration-images", self.calibration_images), ("--batch", self.batch or 1)):
-            if value < 1:
-                raise PlanError(f"{name}: expected at least 1, found {value}")
+    def lower(self, runtime: str, folder: Path, calibration: Mapping[str, object], /) -> Manifest:
+        """Writes a runtime's INT8 artifact into a folder to make; its manifest names the calibration."""
+
+    def tightened(self, runtime: str, by_db: float, console: Console, /) -> "Planned":
+        """A plan whose predicted SQNR for a runtime is higher by at least so much.
+
+        Raises:
+            PlanError: There is none with an integer left.
+        """
+
+    def plot(self, path: Path) -> None:
+        """Draws how it was found, as SVG."""
 
 
 @dataclass(frozen=True)
@@ -122,41 +84,30 @@ def build(request: BuildRequest, console: Console) -> BuildResult:
         GateFailedError: An artifact lost more than the gates allow; nothing was put in place.
         VitedgeError: The input was wrong (see the subclasses in `runtimes/errors.py`).
     """
-    clock = _Clock()
+    clock = Clock()
     check_replaceable(request.out)
     with clock("load"), console.step("Loading the checkpoint"):
         checkpoint = _load(request)
-    recipes = _check_plan(request, checkpoint)
+    plan = _planner(request, checkpoint, clock, console)
     calibration, evaluation = _image_sets(request, console)
     _refuse_blind_gates(request, evaluation)
     with replacing_folder(request.out) as new:
-        if request.target == NPU:
-            planned = _plan_npu(request, checkpoint, calibration, clock, console)
-        else:
-            planned = _plan_cpu(request, recipes, checkpoint, calibration, clock, console)
-        if planned.searches:
-            planned.plot(new / "search.svg")
-        planned.plan.save(new)
-        with clock("convert"):
-            manifests, errors = _convert(request, checkpoint, planned, calibration, new, console)
-        folders = {runtime: new / runtime for runtime in request.runtimes}
-        accuracy: Mapping[str, AccuracyReport] = {}
-        if evaluation is not None:
-            with clock("judge"):
-                accuracy = judge(checkpoint, folders, evaluation, console)
-        failures = _failures(accuracy, request)
-        for doubt in _doubts(accuracy, request):
+        site = _Site(request, checkpoint, calibration, evaluation, new, clock, console)
+        built = site.tightened(site.judged(site.converted(plan(calibration))))
+        built.planned.plan.save(new)
+        if built.planned.searches:
+            built.planned.plot(new / "search.svg")
+        failures = tuple(f"{name}: {failure}" for name in request.runtimes for failure in built.failures(name, request))
+        for doubt in _doubts(built.accuracy, request):
             console.warn(doubt)
         bench = None
         if request.bench_seconds and request.target != NPU and (not failures or request.keep_failing):
             with clock("bench"):
                 bench = _bench(request, new, console)
-        manifests = _finish(manifests, accuracy, bench, folders)
-        report = _report(
-            request, checkpoint, planned, calibration, evaluation, errors, accuracy, bench, clock, failures
-        )
+        manifests = _finish(built, bench, new)
+        report = _report(site, built, bench, failures)
         (new / REPORT_FILE).write_text(json.dumps(report, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        result = BuildResult(request.out, manifests, accuracy, bench, report)
+        result = BuildResult(request.out, manifests, built.accuracy, bench, report)
         if failures and not request.keep_failing:
             raise BuildRefusedError(failures, request.out, result)
         if not request.keep_fp32:
@@ -174,19 +125,6 @@ class BuildRefusedError(GateFailedError):
             f"{out} is as it was before; --keep-failing puts the artifacts in place"
         )
         self.result = result
-
-
-class _Clock:
-    """Seconds by named step."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self.seconds[name] = round(time.perf_counter() - start, 2)
 
 
 def _load(request: BuildRequest) -> Checkpoint:
@@ -229,160 +167,125 @@ def _refuse_blind_gates(request: BuildRequest, evaluation: ImageSet | None) -> N
         raise PlanError(f"--max-drop needs labelled images: expected a sub-folder per class in {evaluation.folder}")
 
 
-@dataclass(frozen=True)
-class _Planned:
-    """A finished plan, how it was found, and what a conversion does with it.
+def _planner(
+    request: BuildRequest, checkpoint: Checkpoint, clock: Clock, console: Console
+) -> Callable[[ImageSet], Planned]:
+    """What plans from calibration images; a plan file that does not fit is told before any work."""
+    if request.target == NPU:
+        if request.plan is not None:
+            check_plan(request.plan, checkpoint)
+        return lambda images: plan_for_npu(request, checkpoint, images, clock, console)
+    recipes = choose_recipes(request, checkpoint)
+    return lambda images: plan_for_cpu(request, recipes, checkpoint, images, clock, console)
 
-    `lower` takes a runtime, a folder to make, and what manifests say of the calibration.
+
+@dataclass(frozen=True)
+class _Built:
+    """What there is of a build: the plan, and by runtime manifests, export errors, accuracy as far as judged, and how
+    often the plan was tightened.
     """
 
-    plan: SavedPlan
-    lower: Callable[[str, Path, Mapping[str, object]], Manifest]
-    searches: Mapping[str, SearchResult | IntegerSearchResult]
-    plot: Callable[[Path], None]
+    planned: Planned
+    manifests: Mapping[str, Manifest]
+    export_errors: Mapping[str, float]
+    accuracy: Mapping[str, AccuracyReport]
+    tightenings: Mapping[str, int]
+
+    def failures(self, runtime: str, request: BuildRequest) -> tuple[str, ...]:
+        if request.random_weights or runtime not in self.accuracy:
+            return ()
+        return check(self.accuracy[runtime], request.gates)
 
 
-def _check_plan(request: BuildRequest, checkpoint: Checkpoint) -> Mapping[str, Recipe]:
-    """Recipes of CPU targets; a plan that does not fit is told before any work."""
-    if request.target != NPU:
-        activations = cast("Activations", request.activations)
-        return choose_recipes(request.runtimes, request.target, activations, request.plan, checkpoint)
-    if request.plan is not None:
-        load_integer_decisions(request.plan).check(checkpoint.origin.digest)
-    return {}
+@dataclass(frozen=True)
+class _Site:
+    """Where a build happens: what it works on, its new folder, and who watches."""
 
+    request: BuildRequest
+    checkpoint: Checkpoint
+    calibration: ImageSet
+    evaluation: ImageSet | None
+    folder: Path
+    clock: Clock
+    console: Console
 
-def _plan_cpu(
-    request: BuildRequest,
-    recipes: Mapping[str, Recipe],
-    checkpoint: Checkpoint,
-    images: ImageSet,
-    clock: "_Clock",
-    console: Console,
-) -> _Planned:
-    with clock("calibrate"):
-        observed = calibrate(checkpoint, images, console)
-    with clock("plan"):
-        plan, smoothed = _round(request, recipes, checkpoint, observed, console)
-    searches: Mapping[str, SearchResult] = {}
-    if (budget := _budget(request)) is not None:
-        with clock("search"):
-            allow_dynamic = request.activations != "static"
-            plan, searches = search_runtimes(
-                plan, smoothed, budget, checkpoint, images, console, allow_dynamic=allow_dynamic
+    def converted(self, planned: Planned) -> _Built:
+        """FP32 and INT8 artifacts of every runtime; the former checked against PyTorch."""
+        pixels = next(batches(self.calibration, self.checkpoint.preprocessing, _EXPORT_CHECK_IMAGES))
+        expected = self.checkpoint.reference()(pixels)
+        manifests, errors = {}, {}
+        with self.clock("convert"):
+            for runtime in self.request.runtimes:
+                with self.console.step(f"Exporting {runtime} in FP32 and checking it against PyTorch"):
+                    twin = self.folder / "fp32" / runtime
+                    lower(
+                        runtime,
+                        twin,
+                        encoder=self.checkpoint.encoder,
+                        linears={},
+                        checkpoint=self.checkpoint,
+                        plan=planned.plan,
+                        batch=self.request.batch,
+                        calibration=self._record,
+                    )
+                    errors[runtime] = export_error(twin, pixels, expected)
+                manifests[runtime] = self._lower(planned, runtime)
+        return _Built(planned, manifests, errors, {}, {})
+
+    def judged(self, built: _Built, runtimes: Iterable[str] | None = None) -> _Built:
+        """With the accuracy of all runtimes, or of some judged anew."""
+        if self.evaluation is None:
+            return built
+        folders = {runtime: self.folder / runtime for runtime in runtimes or self.request.runtimes}
+        with self.clock("judge"):
+            found = judge(self.checkpoint, folders, self.evaluation, self.console)
+        return replace(built, accuracy={**built.accuracy, **found})
+
+    def tightened(self, built: _Built) -> _Built:
+        """Artifacts that the gates refuse replaced by more accurate ones, until they pass or there are none."""
+        exhausted: set[str] = set()
+        for _ in range(_TIGHTENINGS if self.request.may_search else 0):
+            refused = [name for name in self.request.runtimes if built.failures(name, self.request)]
+            changed = []
+            for runtime in (name for name in refused if name not in exhausted):
+                self.console.note(f"{runtime}: {'; '.join(built.failures(runtime, self.request))}")
+                try:
+                    with self.clock("search"):
+                        planned = built.planned.tightened(runtime, _TIGHTER_DB, self.console)
+                except PlanError as error:  # the gate has the last word; why nothing better came is told
+                    self.console.warn(str(error))
+                    exhausted.add(runtime)
+                    continue
+                with self.clock("convert"):
+                    shutil.rmtree(self.folder / runtime)
+                    manifest = self._lower(planned, runtime)
+                times = built.tightenings.get(runtime, 0) + 1
+                built = replace(
+                    built,
+                    planned=planned,
+                    manifests={**built.manifests, runtime: manifest},
+                    tightenings={**built.tightenings, runtime: times},
+                )
+                changed.append(runtime)
+            if not changed:
+                break
+            built = self.judged(built, changed)
+        for runtime, times in built.tightenings.items():
+            self.console.warn(
+                f"{runtime}: the plan was chosen by its accuracy on the evaluation images, {times} times; they flatter"
+                " it a little now. Confirm with vitedge verify on others"
             )
+        return built
 
-    def lower_plan(runtime: str, folder: Path, calibration: Mapping[str, object]) -> Manifest:
-        return lower(
-            runtime,
-            folder,
-            encoder=smoothed,
-            linears=plan.linears(runtime),
-            checkpoint=checkpoint,
-            plan=plan,
-            batch=request.batch,
-            calibration=calibration,
-            portable=request.portable,
-        )
+    def _lower(self, planned: Planned, runtime: str) -> Manifest:
+        with self.console.step(f"Lowering the plan to {runtime}"):
+            manifest = planned.lower(runtime, self.folder / runtime, self._record)
+            load_encoder(self.folder / runtime)  # the runtime accepts it
+        return manifest
 
-    return _Planned(plan, lower_plan, searches, lambda path: plot_search(searches, path))
-
-
-def _plan_npu(
-    request: BuildRequest, checkpoint: Checkpoint, images: ImageSet, clock: "_Clock", console: Console
-) -> _Planned:
-    if request.bench_seconds:
-        console.note("No benchmark: integers throughout are for accelerators, a CPU runs them in plain loops")
-    with clock("plan"):
-        plan, found = plan_for_npu(
-            checkpoint,
-            images,
-            activations=cast("IntegerActivations", request.activations),
-            plan=request.plan,
-            budget=_budget(request) or DEFAULT_BUDGET,
-            console=console,
-        )
-
-    def lower_plan(_runtime: str, folder: Path, calibration: Mapping[str, object]) -> Manifest:
-        return lower_for_npu(
-            folder,
-            checkpoint=checkpoint,
-            plan=plan,
-            batch=request.batch,
-            calibration=calibration,
-            integer_io=request.integer_io,
-        )
-
-    searches = {} if found is None else {"tflite": found}
-    return _Planned(plan, lower_plan, searches, lambda path: plot_integer_search(searches["tflite"], path))
-
-
-def _round(
-    request: BuildRequest,
-    recipes: Mapping[str, Recipe],
-    checkpoint: Checkpoint,
-    calibration: Calibration,
-    console: Console,
-) -> tuple[Plan, Encoder]:
-    # Random weights have no accuracy that a strength could be chosen by.
-    strengths = STRENGTHS[:1] if request.random_weights else STRENGTHS
-    with console.bar("Rounding weights", len(strengths) * len(checkpoint.encoder.shape.linears)) as advance:
-        return make_plan(
-            checkpoint.encoder,
-            calibration,
-            recipes=recipes,
-            target=request.target,
-            checkpoint_digest=checkpoint.origin.digest,
-            strengths=strengths,
-            range_method=request.ranges,
-            progress=lambda _: advance(1),
-        )
-
-
-def _budget(request: BuildRequest) -> Budget | None:
-    """What to search for. A plan that was asked for is taken as it is; a drop of accuracy is for the gate to judge."""
-    gates = request.gates
-    asked = gates.min_sqnr_db is not None or gates.min_cosine is not None
-    return Budget(gates.min_sqnr_db, gates.min_cosine) if asked and request.plan is None else None
-
-
-def _convert(
-    request: BuildRequest,
-    checkpoint: Checkpoint,
-    planned: _Planned,
-    calibration: ImageSet,
-    new: Path,
-    console: Console,
-) -> tuple[dict[str, Manifest], dict[str, float]]:
-    """FP32 and INT8 artifacts of every runtime, and the export error of the former."""
-    record = {"digest": calibration.digest, "images": len(calibration.paths)}
-    pixels = next(batches(calibration, checkpoint.preprocessing, _EXPORT_CHECK_IMAGES))
-    expected = checkpoint.reference()(pixels)
-    manifests, errors = {}, {}
-    for runtime in request.runtimes:
-        with console.step(f"Exporting {runtime} in FP32 and checking it against PyTorch"):
-            twin = new / "fp32" / runtime
-            lower(
-                runtime,
-                twin,
-                encoder=checkpoint.encoder,
-                linears={},
-                checkpoint=checkpoint,
-                plan=planned.plan,
-                batch=request.batch,
-                calibration=record,
-            )
-            errors[runtime] = export_error(twin, pixels, expected)
-        with console.step(f"Lowering the plan to {runtime}"):
-            manifests[runtime] = planned.lower(runtime, new / runtime, record)
-            load_encoder(new / runtime)  # the runtime accepts it
-    return manifests, errors
-
-
-def _failures(accuracy: Mapping[str, AccuracyReport], request: BuildRequest) -> tuple[str, ...]:
-    if request.random_weights:
-        return ()
-    return tuple(f"{name}: {failure}" for name, report in accuracy.items() for failure in check(report, request.gates))
+    @property
+    def _record(self) -> Mapping[str, object]:
+        return {"digest": self.calibration.digest, "images": len(self.calibration.paths)}
 
 
 def _doubts(accuracy: Mapping[str, AccuracyReport], request: BuildRequest) -> tuple[str, ...]:
@@ -403,65 +306,50 @@ def _bench(request: BuildRequest, new: Path, console: Console) -> BenchReport:
         )
 
 
-def _finish(
-    manifests: Mapping[str, Manifest],
-    accuracy: Mapping[str, AccuracyReport],
-    bench: BenchReport | None,
-    folders: Mapping[str, Path],
-) -> dict[str, Manifest]:
-    """Manifests with what was measured, saved."""
+def _finish(built: _Built, bench: BenchReport | None, folder: Path) -> dict[str, Manifest]:
+    """Manifests with what was measured, saved; their plan is the final one."""
     finished = {}
-    for runtime, manifest in manifests.items():
+    for runtime, manifest in built.manifests.items():
         latency = None
         if bench is not None:
             latency = {"machine": bench.machine.to_json(), **bench.pairs[runtime].to_json()}
-        measured = accuracy[runtime].to_json() if runtime in accuracy else None
+        measured = built.accuracy[runtime].to_json() if runtime in built.accuracy else None
         if manifest.source["random_weights"]:
             measured = None
-        finished[runtime] = manifest.with_measurements(accuracy=measured, latency=latency)
-        finished[runtime].save(folders[runtime])
+        final = replace(manifest, plan_digest=built.planned.plan.digest())
+        finished[runtime] = final.with_measurements(accuracy=measured, latency=latency)
+        finished[runtime].save(folder / runtime)
     return finished
 
 
-def _report(
-    request: BuildRequest,
-    checkpoint: Checkpoint,
-    planned: _Planned,
-    calibration: ImageSet,
-    evaluation: ImageSet | None,
-    export_errors: Mapping[str, float],
-    accuracy: Mapping[str, AccuracyReport],
-    bench: BenchReport | None,
-    clock: _Clock,
-    failures: tuple[str, ...],
-) -> dict[str, Any]:
+def _report(site: _Site, built: _Built, bench: BenchReport | None, failures: tuple[str, ...]) -> dict[str, Any]:
+    plan, evaluation = built.planned.plan, site.evaluation
     return {
         "format": REPORT_FORMAT,
-        "source": asdict(checkpoint.origin),
-        "target": planned.plan.target,
-        "plan_digest": planned.plan.digest(),
-        "calibration": {
-            "digest": calibration.digest,
-            "images": len(calibration.paths),
-            "skipped": len(calibration.skipped),
-        },
-        "evaluation": None
-        if evaluation is None
-        else {"digest": evaluation.digest, "images": len(evaluation.paths), "skipped": len(evaluation.skipped)},
-        "export_max_abs_error": dict(export_errors),
+        "source": asdict(site.checkpoint.origin),
+        "target": plan.target,
+        "plan_digest": plan.digest(),
+        "calibration": _images_report(site.calibration),
+        "evaluation": None if evaluation is None else _images_report(evaluation),
+        "export_max_abs_error": dict(built.export_errors),
         "search": {
             runtime: {
                 "found": asdict(found.found),
                 "curve": [asdict(point) for point in found.curve],
                 "sensitivity_db": dict(found.sensitivity_db),
+                "tightenings": built.tightenings.get(runtime, 0),
             }
-            for runtime, found in planned.searches.items()
+            for runtime, found in built.planned.searches.items()
         },
         "accuracy": None
-        if checkpoint.origin.random_weights
-        else {runtime: report.to_json() for runtime, report in accuracy.items()},
+        if site.checkpoint.origin.random_weights
+        else {runtime: report.to_json() for runtime, report in built.accuracy.items()},
         "gate_failures": list(failures),
         "bench": bench.to_json() if bench else None,
-        "seconds": clock.seconds,
+        "seconds": site.clock.seconds,
         "numpy_version": np.__version__,
     }
+
+
+def _images_report(images: ImageSet) -> dict[str, object]:
+    return {"digest": images.digest, "images": len(images.paths), "skipped": len(images.skipped)}

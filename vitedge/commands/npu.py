@@ -1,17 +1,21 @@
 """Planning for target npu: observe the integer program, round its linears, choose which activations have 16 bits."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 from vitedge.calibration.images import ImageSet, batches, spread
+from vitedge.commands.clock import Clock
+from vitedge.commands.request import BuildRequest
 from vitedge.console import Console
 from vitedge.converters.checkpoint import Checkpoint
+from vitedge.converters.lower import lower_for_npu
+from vitedge.plots import plot_integer_search
 from vitedge.quantization.encoder import FloatArray
 from vitedge.quantization.integer_float import Observation, observe
 from vitedge.quantization.integer_grid import IntegerPrecision
 from vitedge.quantization.integer_operations import IntegerEncoder, round_linears
-from vitedge.quantization.integer_plan import PIXELS, IntegerPlan, load_integer_decisions
+from vitedge.quantization.integer_plan import PIXELS, IntegerDecisions, IntegerPlan, load_integer_decisions
 from vitedge.quantization.integer_search import (
     ORDER_IMAGES,
     POINT_IMAGES,
@@ -21,61 +25,108 @@ from vitedge.quantization.integer_search import (
 )
 from vitedge.quantization.plan import WEIGHT_FORMATS, IntegerWeight
 from vitedge.quantization.rounding import Factor, factorize, round_weights
-from vitedge.quantization.search import Budget
+from vitedge.quantization.search import MARGIN_DB, Budget
 from vitedge.runtimes.image import read_image
+from vitedge.runtimes.manifest import Manifest
 
-IntegerActivations = Literal["auto", "int8", "int16"]
 # What the search keeps if no gate asks for something: about what the CPU targets' static inputs keep.
 DEFAULT_BUDGET = Budget(min_sqnr_db=27.0)
 _BATCH = 8
 
 
+@dataclass(frozen=True)
+class _Search:
+    """A search that can go on: what judges, the costs that order the tensors, and what was found."""
+
+    judge: Judge
+    costs_db: Mapping[str, float]
+    result: IntegerSearchResult
+
+
+@dataclass(frozen=True)
+class NpuPlanned:
+    """A plan for NPUs, and all that it takes to lower it or to make it more accurate; see `Planned` in `build.py`."""
+
+    request: BuildRequest
+    checkpoint: Checkpoint
+    plan: IntegerPlan
+    search: _Search | None
+
+    @property
+    def searches(self) -> Mapping[str, IntegerSearchResult]:
+        return {} if self.search is None else {"tflite": self.search.result}
+
+    def lower(self, _runtime: str, folder: Path, calibration: Mapping[str, object]) -> Manifest:
+        return lower_for_npu(
+            folder,
+            checkpoint=self.checkpoint,
+            plan=self.plan,
+            batch=self.request.batch,
+            calibration=calibration,
+            integer_io=self.request.integer_io,
+        )
+
+    def tightened(self, _runtime: str, by_db: float, console: Console) -> "NpuPlanned":
+        assert self.search is not None, "a build tightens only what it may search"
+        with console.step(f"Searching for a plan with {by_db:g} dB more"):
+            budget = Budget(self.search.result.found.sqnr_db + by_db - MARGIN_DB)
+            result = search_integers(self.search.judge, self.search.costs_db, budget)
+        plan = replace(self.plan, precision=result.precision)
+        return replace(self, plan=plan, search=replace(self.search, result=result))
+
+    def plot(self, path: Path) -> None:
+        plot_integer_search(self.searches["tflite"], path)
+
+
 def plan_for_npu(
-    checkpoint: Checkpoint,
-    images: ImageSet,
-    *,
-    activations: IntegerActivations,
-    plan: Path | None,
-    budget: Budget,
-    console: Console,
-) -> tuple[IntegerPlan, IntegerSearchResult | None]:
-    """The plan, and how it was found if it was searched for.
+    request: BuildRequest, checkpoint: Checkpoint, images: ImageSet, clock: Clock, console: Console
+) -> NpuPlanned:
+    """Observes, rounds, and searches unless a plan, or one precision throughout, was asked for.
 
     Args:
+        request: What is asked for.
         checkpoint: What to quantize.
         images: Calibration images.
-        activations: `int8` or `int16` for all of them, or `auto`: 16 bits where the budget needs them.
-        plan: A `plan.json` of this target whose 16-bit tensors are taken instead.
-        budget: For `auto`.
+        clock: Times the steps.
         console: Shows progress.
 
     Raises:
         PlanError: The plan is unreadable or of another checkpoint, the budget cannot be met, or the images are
             degenerate.
     """
-    decided = None if plan is None else load_integer_decisions(plan)
-    if decided is not None:
-        decided.check(checkpoint.origin.digest)
-    observation = _observe(checkpoint, images, console)
-    integers = _round(observation, console)
-    searched = None
-    if decided is not None:
-        precision = IntegerPrecision(observation.ranges, decided.precision.sixteen)
-    elif activations == "auto":
-        searched = _search(checkpoint, images, observation, integers, budget, console)
-        precision = searched.precision
+    with clock("calibrate"):
+        observation = _observe(checkpoint, images, console)
+    with clock("plan"):
+        integers = _round(observation, console)
+    found = None
+    if request.plan is not None:
+        sixteen = check_plan(request.plan, checkpoint).precision.sixteen
+    elif request.may_search:
+        with clock("search"):
+            found = _search(checkpoint, images, observation, integers, request.budget or DEFAULT_BUDGET, console)
+        sixteen = found.result.precision.sixteen
     else:
-        everything = frozenset(observation.ranges) - {PIXELS} if activations == "int16" else frozenset()
-        precision = IntegerPrecision(observation.ranges, everything)
-    made = IntegerPlan(
+        sixteen = frozenset(observation.ranges) - {PIXELS} if request.activations == "int16" else frozenset()
+    plan = IntegerPlan(
         checkpoint.origin.digest,
         images.digest,
-        precision,
+        IntegerPrecision(observation.ranges, sixteen),
         observation.factors,
         observation.multipliers,
         integers.linears,
     )
-    return made, searched
+    return NpuPlanned(request, checkpoint, plan, found)
+
+
+def check_plan(path: Path, checkpoint: Checkpoint) -> IntegerDecisions:
+    """The decisions of a plan for this target.
+
+    Raises:
+        PlanError: It is unreadable, or of another checkpoint.
+    """
+    decisions = load_integer_decisions(path)
+    decisions.check(checkpoint.origin.digest)
+    return decisions
 
 
 def _observe(checkpoint: Checkpoint, images: ImageSet, console: Console) -> Observation:
@@ -113,14 +164,11 @@ def _search(
     integers: IntegerEncoder,
     budget: Budget,
     console: Console,
-) -> IntegerSearchResult:
+) -> _Search:
     photographs = checkpoint.preprocessing.batch([read_image(path) for path in spread(images.paths, POINT_IMAGES)])
-    judge = Judge(integers, observation.ranges, photographs[:: max(1, len(photographs) // ORDER_IMAGES)])
-    with console.bar("Measuring the sensitivity of each activation", len(judge.groups)) as advance:
-        costs_db = judge.costs_db(_each(advance))
+    few = Judge(integers, observation.ranges, photographs[:: max(1, len(photographs) // ORDER_IMAGES)])
+    with console.bar("Measuring the sensitivity of each activation", len(few.groups)) as advance:
+        costs_db = few.costs_db(lambda _: advance(1))
     with console.step("Searching for the activations that need 16 bits"):
-        return search_integers(Judge(integers, observation.ranges, photographs), costs_db, budget)
-
-
-def _each(advance: Callable[[int], None]) -> Callable[[str], None]:
-    return lambda _: advance(1)
+        judge = Judge(integers, observation.ranges, photographs)
+        return _Search(judge, costs_db, search_integers(judge, costs_db, budget))

@@ -1,110 +1,186 @@
-"""What a build decides before it converts: recipes, from a target or a plan file; calibration; and the search."""
+"""Planning for CPU targets: recipes, from a target or a plan file; calibration; rounding; and the search."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from vitedge.calibration import cache
 from vitedge.calibration.images import ImageSet, batches
 from vitedge.calibration.observers import InputStatistics
+from vitedge.commands.clock import Clock
+from vitedge.commands.request import BuildRequest
 from vitedge.console import Console
 from vitedge.converters.checkpoint import Checkpoint
+from vitedge.converters.lower import lower
+from vitedge.plots import plot_search
 from vitedge.quantization.encoder import Encoder
 from vitedge.quantization.plan import TARGETS, Plan, PlanDecisions, Recipe, load_decisions
-from vitedge.quantization.quantize import Calibration, observe
-from vitedge.quantization.search import CURVE_POINTS, Budget, SearchResult, search
+from vitedge.quantization.quantize import STRENGTHS, Calibration, make_plan, observe
+from vitedge.quantization.search import CURVE_POINTS, MARGIN_DB, Budget, Climb, SearchResult, climb, search
 from vitedge.runtimes.errors import PlanError
+from vitedge.runtimes.manifest import Manifest
 
-Activations = Literal["auto", "static", "dynamic"]
 _BATCH = 8
 _SEARCH_IMAGES = 24
 # Part of the calibration cache's fingerprint; raise it when what is observed, or how, changes.
 _OBSERVATION_METHOD = "covariance-1"
 
 
-def choose_recipes(
-    runtimes: tuple[str, ...], target: str, activations: Activations, plan: Path | None, checkpoint: Checkpoint
-) -> Mapping[str, Recipe]:
-    """How each runtime computes the linears.
+@dataclass(frozen=True)
+class CpuPlanned:
+    """A plan for CPUs, and all that it takes to lower it or to make it more accurate; see `Planned` in `build.py`."""
+
+    request: BuildRequest
+    checkpoint: Checkpoint
+    images: ImageSet
+    smoothed: Encoder
+    plan: Plan
+    searches: Mapping[str, SearchResult]
+
+    def lower(self, runtime: str, folder: Path, calibration: Mapping[str, object]) -> Manifest:
+        return lower(
+            runtime,
+            folder,
+            encoder=self.smoothed,
+            linears=self.plan.linears(runtime),
+            checkpoint=self.checkpoint,
+            plan=self.plan,
+            batch=self.request.batch,
+            calibration=calibration,
+            portable=self.request.portable,
+        )
+
+    def searched(self, budget: Budget, console: Console) -> "CpuPlanned":
+        """With as many integers as a budget allows, runtime by runtime."""
+        planned = self
+        total = sum(len(self.plan.linears(runtime)) + CURVE_POINTS for runtime in self.plan.recipes)
+        with console.bar("Measuring the sensitivity of each linear, and searching", total) as advance:
+            for runtime in self.plan.recipes:
+                found = search(self._climb(runtime, lambda _: advance(1)), budget, lambda _: advance(1))
+                planned = planned._with(runtime, found)
+        return planned
+
+    def tightened(self, runtime: str, by_db: float, console: Console) -> "CpuPlanned":
+        with console.step(f"Searching for a plan with {by_db:g} dB more for {runtime}"):
+            known = self.searches.get(runtime)
+            steps = self._climb(runtime) if known is None else known.climb
+            reached = steps.at(0) if known is None else known.found
+            return self._with(runtime, search(steps, Budget(reached.sqnr_db + by_db - MARGIN_DB)))
+
+    def plot(self, path: Path) -> None:
+        plot_search(self.searches, path)
+
+    def _climb(self, runtime: str, progress: Callable[[str], None] = lambda _: None) -> Climb:
+        pixel_values = next(batches(self.images, self.checkpoint.preprocessing, _SEARCH_IMAGES))
+        allow_dynamic = self.request.activations != "static"
+        encoder = self.checkpoint.encoder
+        return climb(self.plan, runtime, encoder, self.smoothed, pixel_values, progress, allow_dynamic=allow_dynamic)
+
+    def _with(self, runtime: str, found: SearchResult) -> "CpuPlanned":
+        recipes = {**self.plan.recipes, runtime: found.plan.recipes[runtime]}
+        return replace(self, plan=replace(self.plan, recipes=recipes), searches={**self.searches, runtime: found})
+
+
+def plan_for_cpu(
+    request: BuildRequest,
+    recipes: Mapping[str, Recipe],
+    checkpoint: Checkpoint,
+    images: ImageSet,
+    clock: Clock,
+    console: Console,
+) -> CpuPlanned:
+    """Calibrates, rounds, and searches if gates ask for something that can be predicted.
 
     Args:
-        runtimes: Those asked for.
-        target: A key of `TARGETS`.
-        activations: `auto` takes the target's own recipes; the others replace their precisions.
-        plan: A `plan.json` whose recipes are taken instead.
-        checkpoint: What they must fit.
+        request: What is asked for.
+        recipes: From `choose_recipes`.
+        checkpoint: What to quantize.
+        images: Calibration images.
+        clock: Times the steps.
+        console: Shows progress.
+
+    Raises:
+        PlanError: The images are degenerate, or the budget cannot be met.
+    """
+    with clock("calibrate"):
+        observed = _calibrate(checkpoint, images, console)
+    with clock("plan"):
+        plan, smoothed = _round(request, recipes, checkpoint, observed, console)
+    planned = CpuPlanned(request, checkpoint, images, smoothed, plan, {})
+    if request.budget is None:
+        return planned
+    with clock("search"):
+        return planned.searched(request.budget, console)
+
+
+def choose_recipes(request: BuildRequest, checkpoint: Checkpoint) -> Mapping[str, Recipe]:
+    """How each runtime computes the linears: the target's recipes, the plan's, or those that `activations` asks for.
 
     Raises:
         PlanError: The plan is unreadable, of another checkpoint or target, or lacks a runtime.
     """
-    recipes = TARGETS[target] if plan is None else _decisions(plan, runtimes, target, checkpoint).recipes
-    recipes = {runtime: recipes[runtime] for runtime in runtimes}
-    if activations == "auto":
+    recipes = TARGETS[request.target] if request.plan is None else _decisions(request, checkpoint).recipes
+    recipes = {runtime: recipes[runtime] for runtime in request.runtimes}
+    if request.activations == "auto":
         return recipes
     chosen = {}
     for runtime, recipe in recipes.items():
         if runtime == "tflite":  # XNNPACK has no other kind
             chosen[runtime] = recipe
-        elif activations == "static":
+        elif request.activations == "static":
             chosen[runtime] = Recipe(recipe.weights, {"*": "static"})
         else:  # pixels have one range by contract, and OpenVINO convolves them whole
             chosen[runtime] = Recipe(recipe.weights, {"*": "dynamic", "patch_embedding": "static"})
     return chosen
 
 
-def calibrate(checkpoint: Checkpoint, images: ImageSet, console: Console) -> Calibration:
-    """What the images say of the encoder, from the cache if they were observed before."""
-    contract = checkpoint.preprocessing
-    statistics = _statistics(checkpoint, images, console)
-    return Calibration(statistics, lambda: batches(images, contract, _BATCH), contract.value_range, images.digest)
-
-
-def search_runtimes(
-    plan: Plan,
-    smoothed: Encoder,
-    budget: Budget,
-    checkpoint: Checkpoint,
-    images: ImageSet,
-    console: Console,
-    *,
-    allow_dynamic: bool,
-) -> tuple[Plan, Mapping[str, SearchResult]]:
-    """The plan with as many integers as the budget allows, and how it was found, runtime by runtime."""
-    pixel_values = next(batches(images, checkpoint.preprocessing, _SEARCH_IMAGES))
-    searches = {}
-    total = sum(len(plan.linears(runtime)) + CURVE_POINTS for runtime in plan.recipes)
-    with console.bar("Measuring the sensitivity of each linear, and searching", total) as advance:
-        for runtime in plan.recipes:
-            found = search(
-                plan,
-                runtime,
-                checkpoint.encoder,
-                smoothed,
-                pixel_values,
-                budget,
-                lambda _: advance(1),
-                allow_dynamic=allow_dynamic,
-            )
-            searches[runtime], plan = found, found.plan
-    return plan, searches
-
-
-def _decisions(path: Path, runtimes: tuple[str, ...], target: str, checkpoint: Checkpoint) -> PlanDecisions:
-    decisions = load_decisions(path)
+def _decisions(request: BuildRequest, checkpoint: Checkpoint) -> PlanDecisions:
+    assert request.plan is not None, "asked for"
+    decisions = load_decisions(request.plan)
     decisions.check(checkpoint.origin.digest, checkpoint.encoder.shape.linears)
-    missing = [runtime for runtime in runtimes if runtime not in decisions.recipes]
+    missing = [runtime for runtime in request.runtimes if runtime not in decisions.recipes]
     if missing:
         raise PlanError(
             f"{decisions.path}: has no recipe for {', '.join(missing)}, only for {', '.join(decisions.recipes)};"
             f" pass --runtime {','.join(decisions.recipes)}, or add one"
         )
-    if decisions.target != target:
+    if decisions.target != request.target:
         raise PlanError(
-            f"{decisions.path}: made for target {decisions.target}, but --target is {target};"
+            f"{decisions.path}: made for target {decisions.target}, but --target is {request.target};"
             f" pass --target {decisions.target}"
         )
     return decisions
+
+
+def _round(
+    request: BuildRequest,
+    recipes: Mapping[str, Recipe],
+    checkpoint: Checkpoint,
+    calibration: Calibration,
+    console: Console,
+) -> tuple[Plan, Encoder]:
+    # Random weights have no accuracy that a strength could be chosen by.
+    strengths = STRENGTHS[:1] if request.random_weights else STRENGTHS
+    with console.bar("Rounding weights", len(strengths) * len(checkpoint.encoder.shape.linears)) as advance:
+        return make_plan(
+            checkpoint.encoder,
+            calibration,
+            recipes=recipes,
+            target=request.target,
+            checkpoint_digest=checkpoint.origin.digest,
+            strengths=strengths,
+            range_method=request.ranges,
+            progress=lambda _: advance(1),
+        )
+
+
+def _calibrate(checkpoint: Checkpoint, images: ImageSet, console: Console) -> Calibration:
+    """What the images say of the encoder, from the cache if they were observed before."""
+    contract = checkpoint.preprocessing
+    statistics = _statistics(checkpoint, images, console)
+    return Calibration(statistics, lambda: batches(images, contract, _BATCH), contract.value_range, images.digest)
 
 
 def _statistics(checkpoint: Checkpoint, images: ImageSet, console: Console) -> Mapping[str, InputStatistics]:
