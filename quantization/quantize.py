@@ -16,7 +16,7 @@ from vitedge.quantization.fake import fake_quantized_linear
 from vitedge.quantization.fidelity import sqnr_db
 from vitedge.quantization.plan import WEIGHT_FORMATS, IntegerWeight, ModulePlan, Plan, Recipe, StaticInput, WeightFormat
 from vitedge.quantization.ranges import HistogramObserver, RangeMethod, best_input, covering_input
-from vitedge.quantization.rounding import Factor, factorize, round_weights
+from vitedge.quantization.rounding import factorize, round_weights
 from vitedge.quantization.saturation import pairings
 from vitedge.quantization.smoothing import smooth, smoothable, smoothing_factors
 
@@ -125,7 +125,7 @@ def apply_smoothing(encoder: Encoder, plan: Plan) -> Encoder:
 
 
 class _Rounder:
-    """Rounds linears, factorizing each input once, and only once those whose weights no smoothing changes."""
+    """Rounds linears, and only once those whose weights no smoothing changes."""
 
     def __init__(
         self, encoder: Encoder, statistics: Mapping[str, InputStatistics], recipes: Mapping[str, Recipe]
@@ -142,7 +142,6 @@ class _Rounder:
         self.smoothed_linears = tuple(name for name in smoothable(encoder) if self._formats[name])
         # Smoothing changes what reads a smoothed input, and what produces one (qkv, for o_proj).
         self._changed = set(smoothable(encoder))
-        self._factors: dict[str, Factor] = {}
         self._done: dict[str, dict[str, IntegerWeight]] = {}
 
     def __call__(self, name: str, smoothed: Encoder, divisor: FloatArray | None) -> dict[str, IntegerWeight]:
@@ -150,11 +149,9 @@ class _Rounder:
             return {}
         if name in self._done:
             return self._done[name]
-        if name not in self._factors:
-            self._factors[name] = factorize(self._statistics[name])
-        factor = self._factors[name] if divisor is None else self._factors[name].divided_by(divisor)
+        statistics = self._statistics[name] if divisor is None else self._statistics[name].divided_by(divisor)
         weight, bias = smoothed.tensors[f"{name}.weight"], smoothed.tensors[f"{name}.bias"]
-        rounded = round_weights(weight, bias, factor, self._formats[name])
+        rounded = round_weights(weight, bias, factorize(statistics), self._formats[name])
         if name not in self._changed:
             self._done[name] = rounded
         return rounded

@@ -1,16 +1,19 @@
 """Weights as integers: within their format, safe in pairs, and judged by the error of the output."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from numpy.typing import NDArray
 
 from vitedge.calibration.observers import InputStatistics, Observer
 from vitedge.quantization.encoder import FloatArray
 from vitedge.quantization.plan import WEIGHT_FORMATS, IntegerWeight
-from vitedge.quantization.rounding import best_scale, factorize, gptq, round_to_nearest, round_weights
+from vitedge.quantization.rounding import Factor, best_scale, factorize, gptq, round_to_nearest, round_weights
 from vitedge.quantization.saturation import Pairing, certify
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -181,27 +184,61 @@ def test_pair_safe_weights_are_nearer_than_7_bits(features: int) -> None:
 # Factors and bias
 
 
-@given(SEEDS)
-def test_a_divided_factor_is_that_of_the_divided_statistics(seed: int) -> None:
-    """Damping is a share of each channel's own variance, so that it commutes with smoothing."""
-    seen = statistics(correlated_rows(12, seed, 500))
-    factors = np.exp(np.random.default_rng(seed).uniform(-1, 1, 12)).astype(np.float32)
-    found, expected = factorize(seen).divided_by(factors), factorize(seen.divided_by(factors))
-    torch.testing.assert_close(found.mean, expected.mean, rtol=1e-6, atol=0)
-    torch.testing.assert_close(found.variance, expected.variance, rtol=1e-3, atol=0)
-    largest = float(expected.inverse_root.abs().max())
-    torch.testing.assert_close(found.inverse_root, expected.inverse_root, rtol=1e-3, atol=1e-3 * largest)
+def damped(rows: FloatArray) -> NDArray[np.float64]:
+    covariance = np.atleast_2d(np.cov(rows.T.astype(np.float64), bias=True))
+    return np.asarray(covariance + 1e-3 * np.diag(covariance.diagonal()))
 
 
-def test_a_factor_holds_the_root_of_the_inverse_covariance() -> None:
-    rows = correlated_rows(12)
+def in_order(rows: FloatArray, order: NDArray[np.int64]) -> Factor:
+    """The factor as another order would have it."""
+    inverse = torch.from_numpy(np.linalg.inv(damped(rows)[np.ix_(order, order)]))
+    return replace(
+        factorize(statistics(rows)),
+        order=torch.from_numpy(order),
+        inverse_root=torch.linalg.cholesky(inverse, upper=True).float(),
+    )
+
+
+@given(SEEDS, st.integers(1, 70))  # up to three groups of columns whose place is decided together
+def test_a_factor_holds_the_root_of_the_inverse_covariance_in_its_order(seed: int, features: int) -> None:
+    rows = correlated_rows(features, seed, 500)
     factor = factorize(statistics(rows))
-    covariance = np.cov(rows.T.astype(np.float64), bias=True)
-    np.testing.assert_allclose(factor.variance, covariance.diagonal(), rtol=1e-4)
+    np.testing.assert_allclose(factor.variance, np.atleast_1d(rows.astype(np.float64).var(0)), rtol=1e-4)
+    order = factor.order.numpy()
+    assert sorted(order) == list(range(features))
     root = factor.inverse_root.double().numpy()
     assert (np.tril(root, -1) == 0).all()
-    damped = covariance + 1e-3 * np.diag(covariance.diagonal())
-    np.testing.assert_allclose(root.T @ root @ damped, np.eye(12), atol=1e-2)
+    covariance = damped(rows)[np.ix_(order, order)]
+    np.testing.assert_allclose(root.T @ root @ covariance, np.eye(features), atol=1e-2)
+
+
+def test_few_columns_are_rounded_by_falling_variance() -> None:
+    rows = np.random.default_rng(0).standard_normal((5000, 3)).astype(np.float32) * np.float32([1.5, 0.1, 2.0])
+    assert factorize(statistics(rows)).order.tolist() == [2, 0, 1]
+
+
+def test_what_is_known_from_later_columns_comes_later_than_what_is_not() -> None:
+    """Copies vary most, but hardly once the small inputs are known."""
+    generator = np.random.default_rng(0)
+    small = generator.standard_normal((5000, 32)).astype(np.float32)
+    copies = 2 * small + 0.01 * generator.standard_normal((5000, 32)).astype(np.float32)
+    alone = 1.5 * generator.standard_normal((5000, 32)).astype(np.float32)
+    order = factorize(statistics(np.hstack((copies, alone, small)))).order.tolist()
+    assert [column // 32 for column in order] == [1] * 32 + [0] * 32 + [2] * 32
+
+
+@pytest.mark.parametrize("name", WEIGHT_FORMATS)
+def test_the_order_beats_columns_as_they_come(name: str) -> None:
+    generator = np.random.default_rng(1)
+    spread = np.exp(generator.uniform(-2, 2, 300)).astype(np.float32)
+    rows, weight = correlated_rows(300) * spread, torch.from_numpy(random_weight(16, 300))
+    sorted_, as_they_come = factorize(statistics(rows)), in_order(rows, np.arange(300))
+    scale = best_scale(weight, sorted_.variance, WEIGHT_FORMATS[name])
+    errors = [
+        output_error((gptq(weight, scale, factor, WEIGHT_FORMATS[name]) * scale[:, None]).numpy(), weight.numpy(), rows)
+        for factor in (sorted_, as_they_come)
+    ]
+    assert errors[0] < errors[1] * 0.8
 
 
 def test_few_rows_far_from_zero_can_be_factorized() -> None:
