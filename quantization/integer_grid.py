@@ -111,7 +111,7 @@ class IntegerPrecision:
             raise PlanError(f"16-bit tensors: {unknown[:3]} are not tensors of this encoder; correct the plan")
 
     def to_json(self) -> dict[str, Any]:
-        """A document to read and to edit: the 16-bit tensors, and the range of every tensor."""
+        """A document: the 16-bit tensors, which people edit in a plan, and the range of every tensor, to read."""
         ranges = {name: [float(range_.low), float(range_.high)] for name, range_ in self.ranges.items()}
         return {"sixteen_bit": sorted(self.sixteen), "ranges": ranges}
 
@@ -125,7 +125,7 @@ class IntegerPrecision:
         try:
             ranges = {str(name): Range(float(low), float(high)) for name, (low, high) in document["ranges"].items()}
             sixteen = frozenset(str(name) for name in document["sixteen_bit"])
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
             raise PlanError(
                 f"integer precision: expected sixteen_bit, a list of tensors, and ranges, low and high by tensor; found"
                 f" another document ({type(error).__name__}: {error}); build the plan again"

@@ -154,8 +154,10 @@ def sixteen_bit(patterns: Iterable[str], tensors: Iterable[str]) -> frozenset[st
     """The tensors that names and patterns stand for; never the input.
 
     Raises:
-        PlanError: One matches no tensor, or is no text.
+        PlanError: One matches no tensor, or they are one text, which would be taken apart into letters.
     """
+    if isinstance(patterns, str):
+        raise PlanError(f"sixteen_bit: expected a list of names or patterns, found {patterns!r}; put it in brackets")
     names, found = [name for name in tensors if name != PIXELS], set()
     for pattern in patterns:
         matched = [name for name in names if fnmatchcase(name, pattern)]
