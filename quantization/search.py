@@ -61,6 +61,12 @@ class Budget:
             self.min_cosine is None or (1 - point.cosine_mean) * noise <= 1 - self.min_cosine
         )
 
+    @classmethod
+    def above(cls, found: Predicted, by_db: float, best: Predicted) -> "Budget":
+        """What asks for so much more SQNR than was found, or for the best there is if that is less, but more."""
+        more = found.sqnr_db + by_db
+        return cls((min(more, best.sqnr_db) if best.sqnr_db > found.sqnr_db else more) - MARGIN_DB)
+
 
 @dataclass(frozen=True)
 class TradeOff:
@@ -152,6 +158,11 @@ class Climb:
             )
         return self.points[count]
 
+    @property
+    def top(self) -> TradeOff:
+        """After all steps but the last, which would leave no integer."""
+        return self.at(max(len(self.steps) - 1, 0))
+
     def plan_after(self, count: int) -> Plan:
         return _changed(self.plan, self.runtime, dict(self.steps[:count]))
 
@@ -192,8 +203,8 @@ def search(climb: Climb, budget: Budget, progress: Callable[[str], None] = lambd
     for count in np.linspace(0, last, CURVE_POINTS).round().astype(int).tolist():
         climb.at(count)
         progress(f"{count} steps")
-    curve = SearchResult(climb, climb.at(last)).curve
-    if not budget.met_by(climb.at(last)):
+    curve = SearchResult(climb, climb.top).curve
+    if not budget.met_by(climb.top):
         best = max(curve, key=lambda point: point.sqnr_db)
         left = [name for name, precision in climb.steps[best.steps :] if precision == "float"]
         named = ", ".join(left[:3]) + (", …" if len(left) > 3 else "")

@@ -117,10 +117,8 @@ def inspect_table(item: Any) -> RenderableType:
         f"{contract.resample} to {contract.height}×{contract.width},"
         f" mean {list(contract.mean)}, std {list(contract.std)}",
     )
-    table.add_row(
-        "integer",
-        f"{operations.integer_share:.1%} of {operations.total_macs / 1e9:.2f} GMAC, {len(operations.integer)} linears",
-    )
+    what = f"{len(operations.integer)} linears{'' if operations.floating else ' and all between them'}"
+    table.add_row("integer", f"{operations.integer_share:.1%} of {operations.total_macs / 1e9:.2f} GMAC, {what}")
     table.add_row("", ", ".join(_folded(operations.integer)))
     if operations.sixteen_bit:
         names = ", ".join(_folded(operations.sixteen_bit))

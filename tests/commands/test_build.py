@@ -168,7 +168,7 @@ def test_drop_beyond_the_gate_is_searched_away(
     accuracy = {name: found["outputs"]["last_hidden_state"] for name, found in report_of(built)["accuracy"].items()}
     refusing_below(monkeypatch, accuracy["openvino"]["sqnr_db"] + 3)
     out = tmp_path / "out"
-    result = site.build(out, "--max-drop", "50%")
+    result = site.build(out, "--max-drop", "50%", "--keep-fp32")
     assert result.exit_code == 0, result.stderr
     report = report_of(out)
     assert report["gate_failures"] == []
@@ -181,7 +181,8 @@ def test_drop_beyond_the_gate_is_searched_away(
         # Only what a gate refused is searched.
         searched = accuracy[runtime]["sqnr_db"] < accuracy["openvino"]["sqnr_db"] + 3
         assert (runtime in report["search"]) == searched
-        assert load_manifest(out / runtime).plan_digest == report["plan_digest"]
+        for folder in (out, out / "fp32"):
+            assert load_manifest(folder / runtime).plan_digest == report["plan_digest"]
     # What was found is a plan like any other.
     again = site.build(tmp_path / "again", "--plan", out, "--max-drop", "50%")
     assert again.exit_code == 0, again.stderr

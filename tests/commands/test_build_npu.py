@@ -9,6 +9,8 @@ from ai_edge_litert.interpreter import Interpreter
 
 from tests.commands.conftest import Site, report_of
 from vitedge.calibration.images import batches, scan
+from vitedge.quantization.accuracy import AccuracyReport
+from vitedge.quantization.gates import Gates
 from vitedge.quantization.integer_plan import load_integer_plan
 from vitedge.runtimes.load import load_encoder
 from vitedge.runtimes.manifest import load_manifest
@@ -50,6 +52,7 @@ def test_search_mixes_8_and_16_bits_and_shows_why(site: Site, narrow: Path, sear
         "tflite", "plan.json", "plan.safetensors", "report.json", "search.svg"
     }  # fmt: skip
     shown = site.vitedge("inspect", searched).stdout
+    assert "10 linears and all between them" in shown
     assert f"{len(sixteen)} activations: " in shown
     assert "made for accelerators" in shown
 
@@ -102,6 +105,20 @@ def test_budget_beyond_16_bits_says_the_best_reached(site: Site, tmp_path: Path)
     assert result.exit_code == 2
     assert "the best plan has 16 bits everywhere, and reaches" in result.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_gate_that_only_the_best_plan_meets_is_met(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plans get better by 2 dB as long as there is so much to gain, then by what there is."""
+    assert site.build(tmp_path / "wide", *NPU, "--activations", "int16").exit_code == 0
+    limit_db = sqnr_db(tmp_path / "wide") - 0.2
+
+    def check(report: AccuracyReport, _gates: Gates) -> tuple[str, ...]:
+        return ("too large a drop",) if report.outputs["last_hidden_state"].sqnr_db < limit_db else ()
+
+    monkeypatch.setattr("vitedge.commands.build.check", check)
+    result = site.build(tmp_path / "out", *NPU, "--max-drop", "50%")
+    assert result.exit_code == 0, result.stderr
+    assert report_of(tmp_path / "out")["search"]["tflite"]["tightenings"] > 1
 
 
 def test_gate_refuses_what_8_bits_lost(site: Site, tmp_path: Path) -> None:

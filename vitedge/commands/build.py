@@ -32,7 +32,7 @@ from vitedge.quantization.saved_plan import SavedPlan
 from vitedge.quantization.search import SearchResult
 from vitedge.runtimes.errors import GateFailedError, PlanError
 from vitedge.runtimes.load import load_encoder
-from vitedge.runtimes.manifest import Manifest
+from vitedge.runtimes.manifest import Manifest, load_manifest
 
 __all__ = ["BuildRefusedError", "BuildRequest", "BuildResult", "build"]
 
@@ -56,10 +56,10 @@ class Planned(Protocol):
         """Writes a runtime's INT8 artifact into a folder to make; its manifest names the calibration."""
 
     def tightened(self, runtime: str, by_db: float, console: Console, /) -> "Planned":
-        """A plan whose predicted SQNR for a runtime is higher by at least so much.
+        """A plan whose predicted SQNR for a runtime is higher by at least so much, or the best one if that is less.
 
         Raises:
-            PlanError: There is none with an integer left.
+            PlanError: It is the best one already.
         """
 
     def plot(self, path: Path) -> None:
@@ -308,7 +308,7 @@ def _bench(request: BuildRequest, new: Path, console: Console) -> BenchReport:
 
 def _finish(built: _Built, bench: BenchReport | None, folder: Path) -> dict[str, Manifest]:
     """Manifests with what was measured, saved; their plan is the final one."""
-    finished = {}
+    finished, plan_digest = {}, built.planned.plan.digest()
     for runtime, manifest in built.manifests.items():
         latency = None
         if bench is not None:
@@ -316,9 +316,11 @@ def _finish(built: _Built, bench: BenchReport | None, folder: Path) -> dict[str,
         measured = built.accuracy[runtime].to_json() if runtime in built.accuracy else None
         if manifest.source["random_weights"]:
             measured = None
-        final = replace(manifest, plan_digest=built.planned.plan.digest())
+        final = replace(manifest, plan_digest=plan_digest)
         finished[runtime] = final.with_measurements(accuracy=measured, latency=latency)
         finished[runtime].save(folder / runtime)
+        twin = folder / "fp32" / runtime
+        replace(load_manifest(twin), plan_digest=plan_digest).save(twin)
     return finished
 
 

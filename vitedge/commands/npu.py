@@ -25,7 +25,7 @@ from vitedge.quantization.integer_search import (
 )
 from vitedge.quantization.plan import WEIGHT_FORMATS, IntegerWeight
 from vitedge.quantization.rounding import Factor, factorize, round_weights
-from vitedge.quantization.search import MARGIN_DB, Budget
+from vitedge.quantization.search import Budget
 from vitedge.runtimes.image import read_image
 from vitedge.runtimes.manifest import Manifest
 
@@ -69,7 +69,8 @@ class NpuPlanned:
     def tightened(self, _runtime: str, by_db: float, console: Console) -> "NpuPlanned":
         assert self.search is not None, "a build tightens only what it may search"
         with console.step(f"Searching for a plan with {by_db:g} dB more"):
-            budget = Budget(self.search.result.found.sqnr_db + by_db - MARGIN_DB)
+            known = self.search.result
+            budget = Budget.above(known.found, by_db, known.curve[-1])
             result = search_integers(self.search.judge, self.search.costs_db, budget)
         plan = replace(self.plan, precision=result.precision)
         return replace(self, plan=plan, search=replace(self.search, result=result))

@@ -18,7 +18,7 @@ from vitedge.plots import plot_search
 from vitedge.quantization.encoder import Encoder
 from vitedge.quantization.plan import TARGETS, Plan, PlanDecisions, Recipe, load_decisions
 from vitedge.quantization.quantize import STRENGTHS, Calibration, make_plan, observe
-from vitedge.quantization.search import CURVE_POINTS, MARGIN_DB, Budget, Climb, SearchResult, climb, search
+from vitedge.quantization.search import CURVE_POINTS, Budget, Climb, SearchResult, climb, search
 from vitedge.runtimes.errors import PlanError
 from vitedge.runtimes.manifest import Manifest
 
@@ -67,7 +67,7 @@ class CpuPlanned:
             known = self.searches.get(runtime)
             steps = self._climb(runtime) if known is None else known.climb
             reached = steps.at(0) if known is None else known.found
-            return self._with(runtime, search(steps, Budget(reached.sqnr_db + by_db - MARGIN_DB)))
+            return self._with(runtime, search(steps, Budget.above(reached, by_db, steps.top)))
 
     def plot(self, path: Path) -> None:
         plot_search(self.searches, path)
