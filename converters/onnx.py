@@ -37,6 +37,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from vitedge.quantization.encoder import Encoder, FloatArray
 from vitedge.quantization.plan import IntegerWeight, QuantizedLinear, StaticInput
+from vitedge.quantization.query_scale import fold_query_scale
 from vitedge.runtimes.errors import ConversionError
 
 OPSET, IR_VERSION, MINIMUM_RUNTIME = 20, 9, "1.17"
@@ -63,7 +64,7 @@ def convert(
     Raises:
         ConversionError: The model exceeds the 2 GB that one ONNX file can hold.
     """
-    graph = _Graph(encoder, linears, batch, portable=portable)
+    graph = _Graph(*fold_query_scale(encoder, linears), batch, portable=portable)
     graph.encoder_graph()
     model = graph.model()
     if model.ByteSize() >= 2**31:
@@ -279,8 +280,7 @@ class _Graph:
         key = self.node("Transpose", parts[1], [squeezed[1]], perm=[0, 2, 3, 1])
         value = self.node("Transpose", parts[2], [squeezed[2]], perm=[0, 2, 1, 3])
         scores = self.node("MatMul", f"{name}.scores", [query, key])
-        scaled = self.node("Mul", f"{name}.scaled_scores", [scores, self.number(shape.head_width**-0.5)])
-        weights = self.node("Softmax", f"{name}.weights", [scaled], axis=-1)
+        weights = self.node("Softmax", f"{name}.weights", [scores], axis=-1)
         context = self.node("MatMul", f"{name}.context", [weights, value])
         context = self.node("Transpose", f"{name}.merged_heads", [context], perm=[0, 2, 1, 3])
         context = self.node("Reshape", f"{name}.flat_context", [context, self.integers(0, 0, shape.hidden)])

@@ -31,6 +31,7 @@ from openvino import opset13 as ops
 
 from vitedge.quantization.encoder import Encoder
 from vitedge.quantization.plan import IntegerWeight, QuantizedLinear, StaticInput
+from vitedge.quantization.query_scale import fold_query_scale
 from vitedge.runtimes.errors import PlanError
 
 MODEL_FILES = ("model.xml", "model.bin")
@@ -57,7 +58,7 @@ def convert(
     Raises:
         PlanError: The patch embedding has a dynamic input.
     """
-    model = _Graph(encoder, linears, batch, as_convolutions).model()
+    model = _Graph(*fold_query_scale(encoder, linears), batch, as_convolutions).model()
     openvino.save_model(model, folder / MODEL_FILES[0], compress_to_fp16=False)
 
 
@@ -232,7 +233,6 @@ class _Graph:
         qkv = ops.reshape(self.linear(f"{name}.qkv", x), dims, True)
         parts = ops.split(ops.transpose(qkv, _integers(2, 0, 3, 1, 4)), _constant(np.int64(0)), 3)
         query, key, value = (ops.squeeze(parts.output(part), _integers(0)) for part in range(3))
-        query = ops.multiply(query, _constant(np.float32(shape.head_width**-0.5)))
         weights = ops.softmax(ops.matmul(query, key, False, True), -1)
         context = ops.transpose(ops.matmul(weights, value, False, False), _integers(0, 2, 1, 3))
         return self.linear(f"{name}.o_proj", self.as_tokens(context, shape.tokens, shape.hidden))

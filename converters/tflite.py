@@ -40,6 +40,7 @@ from vitedge.converters.tflite_file import Tensor, TfliteModel
 from vitedge.converters.tflite_versions import INT8_WEIGHTS
 from vitedge.quantization.encoder import Encoder
 from vitedge.quantization.plan import QuantizedLinear
+from vitedge.quantization.query_scale import fold_query_scale
 from vitedge.runtimes.errors import ConversionError
 
 MODEL_FILE = "model.tflite"
@@ -71,7 +72,7 @@ def convert(encoder: Encoder, linears: Mapping[str, QuantizedLinear], folder: Pa
                 f"{name}: expected a dynamic input, found {linear.input}; the TFLite lowering has no fixed input"
                 " scales, use a recipe with dynamic activations"
             )
-    graph = _Graph(encoder, linears, batch or 1)
+    graph = _Graph(*fold_query_scale(encoder, linears), batch or 1)
     pixel_values, outputs = graph.encoder_graph()
     graph.model.write(folder / MODEL_FILE, {"pixel_values": pixel_values}, outputs)
 
@@ -143,7 +144,7 @@ class _Graph:
     def weights(
         self, name: str
     ) -> tuple[NDArray[np.float32] | NDArray[np.int8], NDArray[np.float32] | None, NDArray[np.float32]]:
-        """Weight [out, in], its scale [out] if it is int8, and bias [out], in this graph's order and scale."""
+        """Weight [out, in], its scale [out] if it is int8, and bias [out], in this graph's order."""
         shape, quantized = self.shape, self.linears.get(name)
         weight: NDArray[np.float32] | NDArray[np.int8]
         if quantized is None:
@@ -153,14 +154,6 @@ class _Graph:
         if name == "patch_embedding":
             patches = weight.reshape(-1, shape.channels, shape.patch_height, shape.patch_width)
             weight = patches.transpose(0, 2, 3, 1).reshape(weight.shape)
-        if name.endswith(".qkv"):
-            factor = np.ones(len(bias), np.float32)
-            factor[: shape.hidden] = shape.head_width**-0.5
-            bias = bias * factor
-            if scale is None:
-                weight = weight * factor[:, None]
-            else:
-                scale = scale * factor
         if scale is not None:
             # XNNPACK refuses to load a subnormal scale, such as a row of zeros can have.
             scale = np.maximum(scale, np.finfo(np.float32).tiny)

@@ -25,8 +25,8 @@ from vitedge.quantization.fidelity import cosine, sqnr_db
 from vitedge.quantization.plan import Plan, Precision, QuantizedLinear
 from vitedge.runtimes.errors import PlanError
 
-# Calibration images flatter by 0.3 dB on vit-s14-real.
-MARGIN_DB = 0.5
+# Calibration images flatter, as the weights were rounded on them: by 0.0 to 0.9 dB on vit-s14-real.
+MARGIN_DB = 1.0
 # Sensitivities only order the steps; what is chosen is predicted on all images.
 _SENSITIVITY_IMAGES = 8
 CURVE_POINTS = 12
