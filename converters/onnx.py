@@ -151,10 +151,11 @@ class _Graph:
         self, name: str, output: str, x: str, weight: IntegerWeight, grid: StaticInput, bias: FloatArray | None
     ) -> str:
         """The product of uint8 rows x of a grid with the weights, in float, plus the bias if there is one."""
-        scale, zero_point = self.input_parameters(name, grid)
+        zero_point = self.constant(f"{name}.input_zero_point", np.uint8(grid.zero_point))
         values = self.constant(f"{name}.weight", weight.values.T)
         shift = [] if bias is None else [self.constant(f"{name}.bias", bias)]
         if not self.portable:
+            scale = self.constant(f"{name}.input_scale", np.float32(grid.scale))
             scales = self.constant(f"{name}.weight_scale", weight.scale)
             zeros = self.constant(f"{name}.weight_zero_point", np.zeros(len(weight.scale), np.int8))
             inputs = [x, values, scale, scales, zero_point, zeros, *shift]
