@@ -80,6 +80,14 @@ def test_8_and_16_bits_throughout(site: Site, narrow: Path, tmp_path: Path) -> N
     assert sqnr_db(tmp_path / "wide") > sqnr_db(narrow) + 6
 
 
+def test_random_weights_have_8_bits_and_no_search(site: Site, tmp_path: Path) -> None:
+    shape = ("--random-weights", "vit-tiny-patch16-32", "--images", site.calibration, "--calibration-images", "8")
+    result = site.vitedge("build", *shape, *NPU, "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.stderr
+    assert report_of(tmp_path / "out")["search"] == {}
+    assert not load_manifest(tmp_path / "out" / "tflite").operations.sixteen_bit
+
+
 def test_integers_as_input_and_outputs_mean_the_same(site: Site, searched: Path, tmp_path: Path) -> None:
     """Manifest and wrapper give the integers their meaning: the outputs are those of the file with floats."""
     out = tmp_path / "out"

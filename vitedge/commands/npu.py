@@ -82,7 +82,8 @@ class NpuPlanned:
 def plan_for_npu(
     request: BuildRequest, checkpoint: Checkpoint, images: ImageSet, clock: Clock, console: Console
 ) -> NpuPlanned:
-    """Observes, rounds, and searches unless a plan, or one precision throughout, was asked for.
+    """Observes, rounds, and searches unless a plan, or one precision throughout, was asked for, or weights are random:
+    those get 8 bits.
 
     Args:
         request: What is asked for.
@@ -102,7 +103,7 @@ def plan_for_npu(
     found = None
     if request.plan is not None:
         sixteen = check_plan(request.plan, checkpoint).precision.sixteen
-    elif request.may_search:
+    elif request.may_search and not request.random_weights:  # those have no accuracy that bits could be spent on
         with clock("search"):
             found = _search(checkpoint, images, observation, integers, request.budget or DEFAULT_BUDGET, console)
         sixteen = found.result.precision.sixteen
