@@ -177,6 +177,8 @@ class _Graph:
         if quantized is None:
             return x
         if quantized.input is not None:
+            if quantized.multiplier is not None:
+                x = self.node("Mul", f"{name}.divided", [x, self.constant(f"{name}.multiplier", quantized.multiplier)])
             return self.node("QuantizeLinear", f"{name}.input", [x, *self.input_parameters(name, quantized.input)])
         width = self.shape.tensor_shapes[f"{name}.weight"][1]
         rows = self.node("Reshape", f"{name}.rows", [x, self.integers(-1, width)])

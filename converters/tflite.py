@@ -67,7 +67,7 @@ def convert(encoder: Encoder, linears: Mapping[str, QuantizedLinear], folder: Pa
         ConversionError: A linear has a fixed input scale, or the file would exceed 2 GB.
     """
     for name, linear in linears.items():
-        if linear.input is not None:
+        if linear.input is not None or linear.multiplier is not None:
             raise ConversionError(
                 f"{name}: expected a dynamic input, found {linear.input}; the TFLite lowering has no fixed input"
                 " scales, use a recipe with dynamic activations"

@@ -18,11 +18,16 @@ def fake_quantized_linear(encoder: Encoder, linears: Mapping[str, QuantizedLinea
     as_float = float_linear(encoder)
     weights = {name: torch.from_numpy(linear.weight.dequantized()) for name, linear in linears.items()}
     biases = {name: torch.from_numpy(linear.weight.bias) for name, linear in linears.items()}
+    multipliers = {
+        name: torch.from_numpy(linear.multiplier) for name, linear in linears.items() if linear.multiplier is not None
+    }
 
     def linear(name: str, x: torch.Tensor) -> torch.Tensor:
         if name not in linears:
             return as_float(name, x)
         static, rows = linears[name].input, linears[name].rows
+        if name in multipliers:
+            x = x * multipliers[name]
         if static is not None:
             x = quantize_static(x, static)
         elif rows == "minimum":

