@@ -15,7 +15,7 @@ margin; whether it holds is for the evaluation images to say.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -80,6 +80,13 @@ class TradeOff:
     cosine_mean: float
 
 
+def is_met(
+    plan: Plan, runtime: str, encoder: Encoder, smoothed: Encoder, pixel_values: FloatArray, budget: Budget
+) -> bool:
+    """Whether a plan is predicted to meet a budget as it is; arguments as in `climb`."""
+    return budget.met_by(_Prediction(encoder, smoothed, pixel_values)(plan.linears(runtime)))
+
+
 def climb(
     plan: Plan,
     runtime: str,
@@ -104,7 +111,7 @@ def climb(
     alone = _Prediction(encoder, smoothed, pixel_values[:_SENSITIVITY_IMAGES])
     sensitivity = {}
     for name, rungs in _integer_rungs(plan, runtime, allow_dynamic).items():
-        sensitivity[name] = {precision: alone({name: linear})[0] for precision, linear in rungs.items()}
+        sensitivity[name] = {precision: alone({name: linear}).sqnr_db for precision, linear in rungs.items()}
         progress(name)
     macs = {name: rows * encoder.tensors[f"{name}.weight"].size for name, rows in encoder.shape.linears.items()}
     steps = _steps({name: levels for name, levels in sensitivity.items() if name not in _HEADS}, macs)
@@ -112,18 +119,25 @@ def climb(
     return Climb(plan, runtime, sensitivity, steps, macs, total, _Prediction(encoder, smoothed, pixel_values))
 
 
+class Fidelity(NamedTuple):
+    """SQNR in dB of `last_hidden_state`, mean cosine of the class token."""
+
+    sqnr_db: float
+    cosine_mean: float
+
+
 class _Prediction:
-    """Of a choice of integer linears, the others in float: SQNR in dB of `last_hidden_state`, mean cosine of CLS."""
+    """Of a choice of integer linears, the others in float."""
 
     def __init__(self, encoder: Encoder, smoothed: Encoder, pixel_values: FloatArray) -> None:
         self._smoothed, self._pixel_values = smoothed, pixel_values
         self._expected = self._hidden_state(encoder, float_linear(encoder))
         self._signal = float(np.square(self._expected, dtype=np.float64).sum())
 
-    def __call__(self, integer: Mapping[str, QuantizedLinear]) -> tuple[float, float]:
+    def __call__(self, integer: Mapping[str, QuantizedLinear]) -> Fidelity:
         found = self._hidden_state(self._smoothed, fake_quantized_linear(self._smoothed, integer))
         noise = float(np.square(found - self._expected, dtype=np.float64).sum())
-        return sqnr_db(self._signal, noise), float(cosine(self._expected[:, 0], found[:, 0]).mean())
+        return Fidelity(sqnr_db(self._signal, noise), float(cosine(self._expected[:, 0], found[:, 0]).mean()))
 
     def _hidden_state(self, encoder: Encoder, linear: Linear) -> FloatArray:
         starts = range(0, len(self._pixel_values), _BATCH)

@@ -200,6 +200,13 @@ def test_drop_that_no_plan_avoids_is_refused_and_says_the_best(
     assert "refused, too much was lost" in result.stderr
 
 
+def test_budget_that_the_plan_meets_is_not_searched(site: Site, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert site.build(out, "--runtime", "onnx,tflite", "--min-sqnr", "10", "--min-cosine", "0.9").exit_code == 0
+    assert report_of(out)["search"] == {}
+    assert not (out / "search.svg").exists()
+
+
 def edited(built: Path, folder: Path, runtime: str = "onnx", **changes: str) -> Path:
     """A copy of a build's plan.json with precisions by pattern added, `__` for a dot."""
     plan = json.loads((built / "plan.json").read_text())

@@ -15,7 +15,7 @@ from vitedge.plots import plot_search
 from vitedge.quantization.encoder import Encoder
 from vitedge.quantization.plan import TARGETS, Plan, Recipe, StaticInput, load_decisions
 from vitedge.quantization.quantize import Calibration, make_plan, observe
-from vitedge.quantization.search import CURVE_POINTS, MARGIN_DB, Budget, SearchResult, _steps, climb, search
+from vitedge.quantization.search import CURVE_POINTS, MARGIN_DB, Budget, SearchResult, _steps, climb, is_met, search
 from vitedge.runtimes.errors import PlanError
 
 ENCODER = random_encoder()
@@ -77,6 +77,14 @@ def test_progress_ends_where_it_said(planned: tuple[Plan, Encoder]) -> None:
     done: list[str] = []
     search(climb(plan, "onnx", ENCODER, smoothed, PIXELS, done.append), Budget(0.0), done.append)
     assert len(done) == len(SHAPE.linears) + CURVE_POINTS
+
+
+@pytest.mark.parametrize("runtime", RECIPES)
+def test_a_budget_is_met_or_not_as_the_search_finds(planned: tuple[Plan, Encoder], runtime: str) -> None:
+    plan, smoothed = planned
+    start = found(planned, Budget(0.0), runtime).found.sqnr_db
+    for limit_db, met in ((start - MARGIN_DB - 0.1, True), (start - MARGIN_DB + 0.1, False)):
+        assert is_met(plan, runtime, ENCODER, smoothed, PIXELS, Budget(limit_db)) is met
 
 
 def test_a_second_budget_predicts_only_what_is_new(planned: tuple[Plan, Encoder]) -> None:

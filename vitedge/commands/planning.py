@@ -15,10 +15,10 @@ from vitedge.console import Console
 from vitedge.converters.checkpoint import Checkpoint
 from vitedge.converters.lower import lower
 from vitedge.plots import plot_search
-from vitedge.quantization.encoder import Encoder
+from vitedge.quantization.encoder import Encoder, FloatArray
 from vitedge.quantization.plan import TARGETS, Plan, PlanDecisions, Recipe, load_decisions
 from vitedge.quantization.quantize import STRENGTHS, Calibration, make_plan, observe
-from vitedge.quantization.search import CURVE_POINTS, Budget, Climb, SearchResult, climb, search
+from vitedge.quantization.search import CURVE_POINTS, Budget, Climb, SearchResult, climb, is_met, search
 from vitedge.runtimes.errors import PlanError
 from vitedge.runtimes.manifest import Manifest
 
@@ -53,11 +53,14 @@ class CpuPlanned:
         )
 
     def searched(self, budget: Budget, console: Console) -> "CpuPlanned":
-        """With as many integers as a budget allows, runtime by runtime."""
+        """With as many integers as a budget allows, runtime by runtime; nothing is searched where the plan meets it."""
         planned = self
         total = sum(len(self.plan.linears(runtime)) + CURVE_POINTS for runtime in self.plan.recipes)
         with console.bar("Measuring the sensitivity of each linear, and searching", total) as advance:
             for runtime in self.plan.recipes:
+                if is_met(self.plan, runtime, self.checkpoint.encoder, self.smoothed, self._pixel_values, budget):
+                    advance(len(self.plan.linears(runtime)) + CURVE_POINTS)
+                    continue
                 found = search(self._climb(runtime, lambda _: advance(1)), budget, lambda _: advance(1))
                 planned = planned._with(runtime, found)
         return planned
@@ -69,14 +72,19 @@ class CpuPlanned:
             reached = steps.at(0) if known is None else known.found
             return self._with(runtime, search(steps, Budget.above(reached, by_db, steps.top)))
 
+    @property
+    def _pixel_values(self) -> FloatArray:
+        return next(batches(self.images, self.checkpoint.preprocessing, _SEARCH_IMAGES))
+
     def plot(self, path: Path) -> None:
         plot_search(self.searches, path)
 
     def _climb(self, runtime: str, progress: Callable[[str], None] = lambda _: None) -> Climb:
-        pixel_values = next(batches(self.images, self.checkpoint.preprocessing, _SEARCH_IMAGES))
         allow_dynamic = self.request.activations != "static"
         encoder = self.checkpoint.encoder
-        return climb(self.plan, runtime, encoder, self.smoothed, pixel_values, progress, allow_dynamic=allow_dynamic)
+        return climb(
+            self.plan, runtime, encoder, self.smoothed, self._pixel_values, progress, allow_dynamic=allow_dynamic
+        )
 
     def _with(self, runtime: str, found: SearchResult) -> "CpuPlanned":
         recipes = {**self.plan.recipes, runtime: found.plan.recipes[runtime]}
