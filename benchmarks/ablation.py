@@ -97,7 +97,7 @@ def ablate(bench: Bench) -> Iterator[Row]:
     """All variants, one decision varied at a time."""
     recipes = TARGETS[bench.target]
     for weight_format in WEIGHT_FORMATS:
-        alone = {"onnx": Recipe(weight_format, {"*": "static"})}
+        alone = {"onnx": Recipe(weight_format, {"*": "dynamic"})}
         plan, smoothed = bench.plan(bench.calibration, alone, strengths=(0.7,))
         yield bench.judged("weights alone", weight_format, "any", smoothed, _weights_only(plan.linears("onnx")))
     for strength in STRENGTHS:
