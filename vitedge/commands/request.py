@@ -61,7 +61,8 @@ class BuildRequest:
         if self.integer_io and self.target != NPU:
             raise PlanError(f"--integer-io is for --target {NPU}; the input and outputs of CPU artifacts are float")
         if self.portable and "onnx" not in self.runtimes:
-            raise PlanError("--portable is for ONNX artifacts; leave it out, or add --runtime onnx")
+            advice = "" if self.target == NPU else ", or add --runtime onnx"
+            raise PlanError(f"--portable is for ONNX artifacts; leave it out{advice}")
         known = _NPU_ACTIVATIONS if self.target == NPU else _CPU_ACTIVATIONS
         if self.activations not in known:
             expected = f"expected {', '.join(known)} for target {self.target}"
