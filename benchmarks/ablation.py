@@ -20,14 +20,15 @@ from torch.nn import functional
 
 from vitedge.calibration.images import ImageSet, batches, scan
 from vitedge.converters.checkpoint import Checkpoint, load_checkpoint
-from vitedge.quantization.encoder import Encoder, FloatArray, Linear, float_linear, forward
+from vitedge.quantization.encoder import Encoder, FloatArray, Linear
 from vitedge.quantization.fake import fake_quantized_linear
-from vitedge.quantization.fidelity import cosine, sqnr_db
 from vitedge.quantization.plan import TARGETS, WEIGHT_FORMATS, Plan, QuantizedLinear, Recipe
+from vitedge.quantization.prediction import Prediction
 from vitedge.quantization.quantize import Calibration, make_plan, observe
 from vitedge.runtimes.errors import VitedgeError
 
 STRENGTHS = (0.3, 0.5, 0.7, 0.8, 0.9, 1.0)
+EXPLICIT_STRENGTHS = (None, 0.5, 0.6, 0.7, 0.8, 0.9)
 SUBSETS, SUBSET_IMAGES = 3, 32
 _BATCH = 8
 
@@ -58,9 +59,8 @@ class Bench:
         self.encoder, self.target = checkpoint.encoder, target
         self._contract = checkpoint.preprocessing
         self._calibration_pixels = np.concatenate(list(batches(images, self._contract, _BATCH)))
-        self._pixels = list(batches(evaluation, self._contract, _BATCH))
-        float_model = float_linear(self.encoder)
-        self._expected = [forward(self.encoder, x, float_model)["last_hidden_state"] for x in self._pixels]
+        pixels = np.concatenate(list(batches(evaluation, self._contract, _BATCH)))
+        self._prediction = Prediction(self.encoder, pixels)
         self.calibration = self.calibrated(slice(None))
 
     def calibrated(self, part: slice) -> Calibration:
@@ -83,14 +83,7 @@ class Bench:
             yield self.judged(what, variant, runtime, smoothed, linear)
 
     def judged(self, what: str, variant: str, runtime: str, smoothed: Encoder, linear: Linear) -> Row:
-        signal, noise, cosines = 0.0, 0.0, []
-        for pixel_values, expected in zip(self._pixels, self._expected, strict=True):
-            found = forward(smoothed, pixel_values, linear)["last_hidden_state"]
-            signal += float(np.square(expected, dtype=np.float64).sum())
-            noise += float(np.square(found - expected, dtype=np.float64).sum())
-            cosines.append(cosine(expected[:, 0], found[:, 0]))
-        every = np.concatenate(cosines)
-        return Row(what, variant, runtime, sqnr_db(signal, noise), float(every.mean()), float(every.min()))
+        return Row(what, variant, runtime, *self._prediction(smoothed, linear))
 
 
 def ablate(bench: Bench) -> Iterator[Row]:
@@ -103,10 +96,13 @@ def ablate(bench: Bench) -> Iterator[Row]:
     for strength in STRENGTHS:
         planned = bench.plan(bench.calibration, recipes, strengths=(strength,))
         yield from bench.rows("smoothing", f"strength {strength}", planned)
+    static = {"openvino": Recipe(recipes["openvino"].weights, {"*": "static"})}
     for method in ("min-max", "mse"):
-        static = {"openvino": Recipe(recipes["openvino"].weights, {"*": "static"})}
         planned = bench.plan(bench.calibration, static, strengths=(0.9,), range_method=method)
         yield from bench.rows("fixed ranges", method, planned)
+    for explicit in EXPLICIT_STRENGTHS:
+        planned = bench.plan(bench.calibration, static, strengths=(0.9,), explicit_strength=explicit)
+        yield from bench.rows("behind GELU", "as it is" if explicit is None else f"strength {explicit}", planned)
     for subset in range(SUBSETS):
         part = slice(subset * SUBSET_IMAGES, (subset + 1) * SUBSET_IMAGES)
         planned = bench.plan(bench.calibrated(part), recipes)

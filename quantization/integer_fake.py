@@ -5,8 +5,7 @@ on the edge between two integers. 16-bit lookups interpolate linearly between 51
 1/√x bends too much for that, and the prediction has to know.
 """
 
-import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -117,12 +116,3 @@ def predict(encoder: IntegerEncoder, precision: IntegerPrecision, pixel_values: 
     program = Program(operations, encoder.folded.shape, len(pixel_values))
     outputs = program.run(operations.input("pixel_values", pixels))
     return {name: output.value.numpy() for name, output in outputs.items()}
-
-
-def sqnr_db(expected: Iterable[FloatArray], found: Iterable[FloatArray]) -> float:
-    """10 · log10(Σ expected² / Σ (expected - found)²) over pairs of arrays; infinite if they are equal."""
-    signal = noise = 0.0
-    for x, y in zip(expected, found, strict=True):
-        signal += float(np.square(x, dtype=np.float64).sum())
-        noise += float(np.square(x.astype(np.float64) - y).sum())
-    return math.inf if noise == 0 else 10 * math.log10(signal / noise)

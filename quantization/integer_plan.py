@@ -5,8 +5,6 @@ folded encoder. On disk `plan.json` begins with what people edit, `sixteen_bit`:
 (`layers.*.mlp.output`); the other tensors have 8 bits.
 """
 
-import hashlib
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -16,14 +14,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from vitedge.quantization.encoder import Encoder, FloatArray
 from vitedge.quantization.integer_fold import fold
 from vitedge.quantization.integer_grid import IntegerPrecision
 from vitedge.quantization.integer_operations import IntegerEncoder
 from vitedge.quantization.plan import IntegerWeight
-from vitedge.quantization.saved_plan import ARRAYS_FILE, PLAN_FILE, check_checkpoint, read_document, unreadable
+from vitedge.quantization.saved_plan import (
+    ARRAYS_FILE,
+    PLAN_FILE,
+    check_checkpoint,
+    digest_of,
+    read_document,
+    unreadable,
+    write,
+)
 from vitedge.runtimes.errors import PlanError
 
 FORMAT = "vitedge-npu-plan/1"
@@ -60,15 +66,11 @@ class IntegerPlan:
 
     def digest(self) -> str:
         """SHA-256 of everything in the plan."""
-        sha = hashlib.sha256(json.dumps(self._document(), sort_keys=True).encode())
-        for name, array in sorted(self._arrays().items()):
-            sha.update(name.encode() + array.tobytes())
-        return sha.hexdigest()
+        return digest_of(self._document(), self._arrays())
 
     def save(self, folder: Path) -> None:
         """Writes `plan.json` and `plan.safetensors` into the folder."""
-        (folder / PLAN_FILE).write_text(json.dumps(self._document(), indent=1) + "\n", encoding="utf-8")
-        save_file(self._arrays(), folder / ARRAYS_FILE)
+        write(folder, self._document(), self._arrays())
 
     def _document(self) -> dict[str, Any]:
         return {

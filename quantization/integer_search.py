@@ -21,12 +21,12 @@ from dataclasses import dataclass
 import torch
 
 from vitedge.quantization.encoder import FloatArray
-from vitedge.quantization.fidelity import cosine
-from vitedge.quantization.integer_fake import FakeOperations, rounded, sqnr_db
+from vitedge.quantization.integer_fake import FakeOperations, rounded
 from vitedge.quantization.integer_float import FloatOperations, to_pixels
 from vitedge.quantization.integer_grid import IntegerPrecision, Range
 from vitedge.quantization.integer_operations import IntegerEncoder, Quantity
 from vitedge.quantization.integer_program import Program
+from vitedge.quantization.prediction import fidelity
 from vitedge.quantization.search import MARGIN_DB, Budget
 from vitedge.runtimes.errors import PlanError
 
@@ -110,10 +110,9 @@ class Judge:
 
     def point(self, sixteen: frozenset[str]) -> IntegerTradeOff:
         """With these tensors in 16 bits."""
-        found = self._run(sixteen, -1, {})
+        found = fidelity(self._expected, self._run(sixteen, -1, {}))
         values = sum(group.values for group in self.groups if group.tensors <= sixteen)
-        similarity = float(cosine(self._expected[:, 0], found[:, 0]).mean())
-        return IntegerTradeOff(len(sixteen), values, sqnr_db([self._expected], [found]), similarity)
+        return IntegerTradeOff(len(sixteen), values, found.sqnr_db, found.cosine_mean)
 
     def costs_db(self, progress: Callable[[str], None] = lambda _: None) -> Mapping[str, float]:
         """SQNR by group: that group alone in 8 bits, everything else in 16.
@@ -127,7 +126,7 @@ class Judge:
         costs = {}
         for group in self.groups:
             found = self._run(everything - group.tensors, group.layer, dict(streams))
-            costs[group.name] = sqnr_db([self._expected], [found])
+            costs[group.name] = fidelity(self._expected, found).sqnr_db
             progress(group.name)
         return costs
 

@@ -8,8 +8,6 @@ into what a converter lowers; a linear that is absent there is float.
 On disk a plan is `plan.json` (readable, diffable) beside `plan.safetensors` (the arrays).
 """
 
-import hashlib
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
@@ -20,9 +18,17 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
-from vitedge.quantization.saved_plan import ARRAYS_FILE, PLAN_FILE, check_checkpoint, read_document, unreadable
+from vitedge.quantization.saved_plan import (
+    ARRAYS_FILE,
+    PLAN_FILE,
+    check_checkpoint,
+    digest_of,
+    read_document,
+    unreadable,
+    write,
+)
 from vitedge.runtimes.errors import PlanError
 
 FORMAT = "vitedge-plan/3"
@@ -228,15 +234,11 @@ class Plan:
         """SHA-256 of everything in the plan."""
         # As pairs: the last pattern that matches counts, so that their order is a part of the plan.
         ordered = {runtime: list(recipe.precisions.items()) for runtime, recipe in self.recipes.items()}
-        sha = hashlib.sha256(json.dumps([self._document(), ordered], sort_keys=True).encode())
-        for name, array in sorted(self._arrays().items()):
-            sha.update(name.encode() + array.tobytes())
-        return sha.hexdigest()
+        return digest_of([self._document(), ordered], self._arrays())
 
     def save(self, folder: Path) -> None:
         """Writes `plan.json` and `plan.safetensors` into the folder."""
-        (folder / PLAN_FILE).write_text(json.dumps(self._document(), indent=1) + "\n", encoding="utf-8")
-        save_file(self._arrays(), folder / ARRAYS_FILE)
+        write(folder, self._document(), self._arrays())
 
     def _document(self) -> dict[str, object]:
         return {

@@ -7,14 +7,15 @@ because what it makes hard, large weights, is what second-order rounding is good
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import numpy as np
 
 from vitedge.calibration.observers import InputStatistics, Observer
 from vitedge.quantization.encoder import Encoder, FloatArray, float_linear, forward
 from vitedge.quantization.fake import fake_quantized_linear
-from vitedge.quantization.fidelity import sqnr_db
 from vitedge.quantization.plan import WEIGHT_FORMATS, IntegerWeight, ModulePlan, Plan, Recipe, StaticInput, WeightFormat
+from vitedge.quantization.prediction import Prediction
 from vitedge.quantization.ranges import HistogramObserver, RangeMethod, best_input, covering_input
 from vitedge.quantization.rounding import factorize, round_weights
 from vitedge.quantization.saturation import pairings
@@ -25,6 +26,7 @@ STRENGTHS = (0.5, 0.7, 0.8, 0.9)
 # exceed in some channel what calibration saw: the stronger, the closer all channels are to the end of the range.
 EXPLICIT_STRENGTH = 0.7
 _PATCHES = "patch_embedding"
+_JUDGING_BATCHES = 3
 
 
 def observe(encoder: Encoder, batches: Iterable[FloatArray]) -> Mapping[str, InputStatistics]:
@@ -68,6 +70,7 @@ def make_plan(
     target: str,
     checkpoint_digest: str,
     strengths: Sequence[float] = STRENGTHS,
+    explicit_strength: float | None = EXPLICIT_STRENGTH,
     range_method: RangeMethod = "min-max",
     progress: Callable[[str], None] = lambda _: None,
 ) -> tuple[Plan, Encoder]:
@@ -80,6 +83,7 @@ def make_plan(
         target: Recorded in the plan.
         checkpoint_digest: Recorded in the plan.
         strengths: Of smoothing, to be tried.
+        explicit_strength: That of inputs which are divided at run time; None divides none.
         range_method: How fixed input ranges are chosen (see `ranges.py`).
         progress: Called with each linear's name when its weights are rounded, for each strength.
 
@@ -92,9 +96,10 @@ def make_plan(
     for recipe in recipes.values():
         recipe.check(encoder.shape.linears)
     empty = Plan(checkpoint_digest, calibration.digest, target, recipes, 0.0, {}, {})
-    rounder = _Rounder(encoder, calibration.statistics, recipes)
-    pixel_values = next(iter(calibration.batches()))
-    expected = forward(encoder, pixel_values, float_linear(encoder))["last_hidden_state"]
+    rounder = _Rounder(encoder, calibration.statistics, recipes, explicit_strength)
+    prediction = None
+    if len(strengths) > 1:
+        prediction = Prediction(encoder, np.concatenate(list(islice(calibration.batches(), _JUDGING_BATCHES))))
     best: tuple[float, Plan, Encoder] | None = None
     for strength in strengths:
         factors = smoothing_factors(encoder, calibration.statistics, rounder.smoothed_linears, strength)
@@ -106,21 +111,17 @@ def make_plan(
             modules[name] = rounder(name, smoothed, factors.get(name), inputs[name])
             progress(name)
         plan = replace(empty, strength=strength, smoothing=factors, modules=modules)
-        score = predicted_sqnr_db(plan, smoothed, pixel_values, expected) if len(strengths) > 1 else 0.0
+        score = 0.0 if prediction is None else _mean_sqnr_db(prediction, plan, smoothed)
         if best is None or score > best[0]:
             best = score, plan, smoothed
     assert best is not None, "at least one strength"
     return best[1:]
 
 
-def predicted_sqnr_db(plan: Plan, smoothed: Encoder, pixel_values: FloatArray, expected: FloatArray) -> float:
-    """SQNR of `last_hidden_state`, `expected` in FP32, that fake quantization predicts; the mean over the runtimes."""
-    signal = float(np.square(expected).sum())
-    found = []
-    for runtime in plan.recipes:
-        output = forward(smoothed, pixel_values, fake_quantized_linear(smoothed, plan.linears(runtime)))
-        found.append(sqnr_db(signal, float(np.square(output["last_hidden_state"] - expected).sum())))
-    return float(np.mean(found))
+def _mean_sqnr_db(prediction: Prediction, plan: Plan, smoothed: Encoder) -> float:
+    """Over the runtimes, which share the strength."""
+    linears = [fake_quantized_linear(smoothed, plan.linears(runtime)) for runtime in plan.recipes]
+    return float(np.mean([prediction(smoothed, linear).sqnr_db for linear in linears]))
 
 
 def apply_smoothing(encoder: Encoder, plan: Plan) -> Encoder:
@@ -135,7 +136,11 @@ class _Rounder:
     """
 
     def __init__(
-        self, encoder: Encoder, statistics: Mapping[str, InputStatistics], recipes: Mapping[str, Recipe]
+        self,
+        encoder: Encoder,
+        statistics: Mapping[str, InputStatistics],
+        recipes: Mapping[str, Recipe],
+        explicit_strength: float | None,
     ) -> None:
         self._statistics = statistics
         self._formats = {
@@ -155,7 +160,9 @@ class _Rounder:
             for name in explicitly_smoothed(encoder)
         }
         divided = [name for name, formats in self._static_formats.items() if formats]
-        self.divisors = smoothing_factors(encoder, statistics, divided, EXPLICIT_STRENGTH)
+        self.divisors: Mapping[str, FloatArray] = {}
+        if explicit_strength is not None:
+            self.divisors = smoothing_factors(encoder, statistics, divided, explicit_strength)
         self.smoothed_linears = tuple(name for name in smoothable(encoder) if self._formats[name])
         # Smoothing changes what reads a smoothed input, and what produces one (qkv, for o_proj).
         self._changed = set(smoothable(encoder))

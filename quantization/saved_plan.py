@@ -1,9 +1,14 @@
 """What plans of all targets share on disk: `plan.json`, to read and edit, beside `plan.safetensors`, the arrays."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
 
 from vitedge.runtimes.errors import PlanError
 
@@ -22,6 +27,20 @@ class SavedPlan(Protocol):
 
     def save(self, folder: Path) -> None:
         """Writes `plan.json` and `plan.safetensors` into the folder."""
+
+
+def digest_of(document: object, arrays: Mapping[str, NDArray[np.generic]]) -> str:
+    """SHA-256 of both halves of a plan."""
+    sha = hashlib.sha256(json.dumps(document, sort_keys=True).encode())
+    for name, array in sorted(arrays.items()):
+        sha.update(name.encode() + array.tobytes())
+    return sha.hexdigest()
+
+
+def write(folder: Path, document: Mapping[str, Any], arrays: Mapping[str, NDArray[np.generic]]) -> None:
+    """Writes both halves of a plan into a folder."""
+    (folder / PLAN_FILE).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    save_file(dict(arrays), folder / ARRAYS_FILE)
 
 
 def read_document(path: Path, form: str) -> Mapping[str, Any]:

@@ -15,14 +15,14 @@ margin; whether it holds is for the evaluation images to say.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
 
-from vitedge.quantization.encoder import Encoder, FloatArray, Linear, float_linear, forward
+from vitedge.quantization.encoder import Encoder
 from vitedge.quantization.fake import fake_quantized_linear
-from vitedge.quantization.fidelity import cosine, sqnr_db
 from vitedge.quantization.plan import Plan, Precision, QuantizedLinear
+from vitedge.quantization.prediction import Prediction
 from vitedge.runtimes.errors import PlanError
 
 # Calibration images flatter, as the weights were rounded on them: by 0.0 to 0.9 dB on vit-s14-real.
@@ -30,7 +30,6 @@ MARGIN_DB = 1.0
 # Sensitivities only order the steps; what is chosen is predicted on all images.
 _SENSITIVITY_IMAGES = 8
 CURVE_POINTS = 12
-_BATCH = 8
 # They read last_hidden_state and cannot harm it; they stay as they are, and do not count as what is left of INT8.
 _HEADS = ("pooler.dense", "classifier")
 # OpenVINO convolves whole images, which have no rows.
@@ -80,19 +79,11 @@ class TradeOff:
     cosine_mean: float
 
 
-def is_met(
-    plan: Plan, runtime: str, encoder: Encoder, smoothed: Encoder, pixel_values: FloatArray, budget: Budget
-) -> bool:
-    """Whether a plan is predicted to meet a budget as it is; arguments as in `climb`."""
-    return budget.met_by(_Prediction(encoder, smoothed, pixel_values)(plan.linears(runtime)))
-
-
 def climb(
     plan: Plan,
     runtime: str,
-    encoder: Encoder,
     smoothed: Encoder,
-    pixel_values: FloatArray,
+    prediction: Prediction,
     progress: Callable[[str], None] = lambda _: None,
     *,
     allow_dynamic: bool = True,
@@ -102,47 +93,23 @@ def climb(
     Args:
         plan: Where to start from; no linear goes down the ladder.
         runtime: A key of `plan.recipes`.
-        encoder: FP32, as loaded.
-        smoothed: That of the plan.
-        pixel_values: float32 [images, channels, height, width].
+        smoothed: The encoder of the plan.
+        prediction: Predicts; sensitivities on its first 8 images.
         progress: Called with each linear's name when its sensitivity is known.
         allow_dynamic: Whether a static linear may turn dynamic; else it turns float at once.
     """
-    alone = _Prediction(encoder, smoothed, pixel_values[:_SENSITIVITY_IMAGES])
+
+    def alone_db(name: str, linear: QuantizedLinear) -> float:
+        return prediction(smoothed, fake_quantized_linear(smoothed, {name: linear}), _SENSITIVITY_IMAGES).sqnr_db
+
     sensitivity = {}
     for name, rungs in _integer_rungs(plan, runtime, allow_dynamic).items():
-        sensitivity[name] = {precision: alone({name: linear}).sqnr_db for precision, linear in rungs.items()}
+        sensitivity[name] = {precision: alone_db(name, linear) for precision, linear in rungs.items()}
         progress(name)
-    macs = {name: rows * encoder.tensors[f"{name}.weight"].size for name, rows in encoder.shape.linears.items()}
+    macs = {name: rows * smoothed.tensors[f"{name}.weight"].size for name, rows in smoothed.shape.linears.items()}
     steps = _steps({name: levels for name, levels in sensitivity.items() if name not in _HEADS}, macs)
-    total = sum(macs.values()) + encoder.shape.attention_macs
-    return Climb(plan, runtime, sensitivity, steps, macs, total, _Prediction(encoder, smoothed, pixel_values))
-
-
-class Fidelity(NamedTuple):
-    """SQNR in dB of `last_hidden_state`, mean cosine of the class token."""
-
-    sqnr_db: float
-    cosine_mean: float
-
-
-class _Prediction:
-    """Of a choice of integer linears, the others in float."""
-
-    def __init__(self, encoder: Encoder, smoothed: Encoder, pixel_values: FloatArray) -> None:
-        self._smoothed, self._pixel_values = smoothed, pixel_values
-        self._expected = self._hidden_state(encoder, float_linear(encoder))
-        self._signal = float(np.square(self._expected, dtype=np.float64).sum())
-
-    def __call__(self, integer: Mapping[str, QuantizedLinear]) -> Fidelity:
-        found = self._hidden_state(self._smoothed, fake_quantized_linear(self._smoothed, integer))
-        noise = float(np.square(found - self._expected, dtype=np.float64).sum())
-        return Fidelity(sqnr_db(self._signal, noise), float(cosine(self._expected[:, 0], found[:, 0]).mean()))
-
-    def _hidden_state(self, encoder: Encoder, linear: Linear) -> FloatArray:
-        starts = range(0, len(self._pixel_values), _BATCH)
-        batches = (self._pixel_values[start : start + _BATCH] for start in starts)
-        return np.concatenate([forward(encoder, batch, linear)["last_hidden_state"] for batch in batches])
+    total = sum(macs.values()) + smoothed.shape.attention_macs
+    return Climb(plan, runtime, sensitivity, steps, macs, total, smoothed, prediction)
 
 
 @dataclass(frozen=True)
@@ -157,18 +124,21 @@ class Climb:
     steps: tuple[tuple[str, Precision], ...]
     macs: Mapping[str, int]
     total_macs: int
-    predict: _Prediction
+    smoothed: Encoder
+    prediction: Prediction
     points: dict[int, TradeOff] = field(default_factory=dict)
 
     def at(self, count: int) -> TradeOff:
         if count not in self.points:
             integer = self.plan_after(count).linears(self.runtime)
+            found = self.prediction(self.smoothed, fake_quantized_linear(self.smoothed, integer))
             self.points[count] = TradeOff(
                 count,
                 sum(linear.input is None for linear in integer.values()),
                 len(self.plan.modules) - len(integer),
                 sum(self.macs[name] for name in integer) / self.total_macs,
-                *self.predict(integer),
+                found.sqnr_db,
+                found.cosine_mean,
             )
         return self.points[count]
 

@@ -11,12 +11,12 @@ import pytest
 import torch
 from ai_edge_litert.interpreter import Interpreter
 
-from tests.tiny import PHOTOGRAPHS, REAL_ENCODER, needs_shared
+from tests.tiny import PHOTOGRAPHS, REAL_ENCODER, needs_shared, sqnr_db
 from vitedge.calibration.images import batches, scan
 from vitedge.converters.checkpoint import load_checkpoint
 from vitedge.converters.tflite_npu import MODEL_FILE, convert
 from vitedge.quantization.encoder import FloatArray, float_linear, forward
-from vitedge.quantization.integer_fake import predict, sqnr_db
+from vitedge.quantization.integer_fake import predict
 from vitedge.quantization.integer_float import Observation, observe
 from vitedge.quantization.integer_grid import IntegerPrecision
 from vitedge.quantization.integer_operations import IntegerEncoder, round_linears
@@ -71,12 +71,12 @@ def test_real_encoder_in_integers(
     predicted = np.concatenate(
         [predict(integers, precision, image[None])["last_hidden_state"] for image in photographs]
     )
-    measured_db, predicted_db = sqnr_db([expected], [found]), sqnr_db([expected], [predicted])
+    measured_db, predicted_db = sqnr_db(expected, found), sqnr_db(expected, predicted)
     print(f"{measured_db:.2f} dB, predicted {predicted_db:.2f} dB, cosine {np.mean(cosines):.5f}")
     assert measured_db >= floor_db
     assert np.mean(cosines) >= cosine
     # Flips of single integers, amplified by a sensitive model, move one image by decibels either way; the middle one of
     # few images is steadier than their sum, which agrees to 0.3 dB over 56 images. Here it is -0.2 dB, and -0.6 dB if
     # calibrated on 24 photographs and judged on 10.
-    differences_db = [sqnr_db([x], [y]) - sqnr_db([x], [z]) for x, y, z in zip(expected, found, predicted, strict=True)]
+    differences_db = [sqnr_db(x, y) - sqnr_db(x, z) for x, y, z in zip(expected, found, predicted, strict=True)]
     assert abs(np.median(differences_db)) < 1

@@ -63,6 +63,12 @@ def random_pixels(shape: EncoderShape = SHAPE, count: int = 4, seed: int = 1) ->
     return np.random.default_rng(seed).uniform(-1, 1, dims).astype(np.float32)
 
 
+def sqnr_db(expected: FloatArray, found: FloatArray) -> float:
+    """Signal to noise of an output, in dB; infinite if they are equal."""
+    noise = np.square(found.astype(np.float64) - expected).sum()
+    return float(10 * np.log10(np.square(expected, dtype=np.float64).sum() / noise)) if noise else np.inf
+
+
 def save_checkpoint(folder: Path, *, classes: int = 0, pooler: bool = True, seed: int = 0, **config: Any) -> Path:
     """Writes a random checkpoint as transformers 5 does; biases and norms are random too, so that mix-ups show."""
     torch.manual_seed(seed)

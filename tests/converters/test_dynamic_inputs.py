@@ -22,9 +22,8 @@ from tests.converters.test_lowerings import (
     quantized,
     run_onnx,
     run_openvino,
-    sqnr_db,
 )
-from tests.tiny import SHAPE, random_pixels
+from tests.tiny import SHAPE, random_pixels, sqnr_db
 from vitedge.converters import onnx as onnx_lowering
 from vitedge.converters import openvino as openvino_lowering
 from vitedge.quantization.encoder import EncoderShape, FloatArray

@@ -15,7 +15,7 @@ import onnxruntime
 import openvino
 import pytest
 
-from tests.tiny import SHAPE, random_encoder, random_pixels, variants
+from tests.tiny import SHAPE, random_encoder, random_pixels, sqnr_db, variants
 from vitedge.converters import onnx as onnx_lowering
 from vitedge.converters import openvino as openvino_lowering
 from vitedge.quantization.encoder import Encoder, EncoderShape, FloatArray, Linear, float_linear, forward
@@ -61,10 +61,6 @@ def run_openvino(folder: Path, pixels: FloatArray) -> dict[str, FloatArray]:
 
 def hidden_states(encoder: Encoder, pixels: FloatArray, linear: Linear) -> FloatArray:
     return forward(encoder, pixels, linear)["last_hidden_state"]
-
-
-def sqnr_db(expected: FloatArray, found: FloatArray) -> float:
-    return float(10 * np.log10(np.square(expected).sum() / np.square(found - expected).sum()))
 
 
 def assert_as_predicted(

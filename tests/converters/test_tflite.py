@@ -10,7 +10,7 @@ import pytest
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
-from tests.tiny import random_encoder
+from tests.tiny import random_encoder, sqnr_db
 from vitedge.converters import tflite, tflite_file
 from vitedge.converters.tflite_file import count_operators
 from vitedge.converters.tflite_versions import INT8_WEIGHTS
@@ -62,11 +62,6 @@ def run(interpreter: Any, pixel_values: FloatArray) -> dict[str, FloatArray]:
     runner = interpreter.get_signature_runner("serving_default")
     outputs: dict[str, FloatArray] = runner(pixel_values=np.ascontiguousarray(pixel_values.transpose(0, 2, 3, 1)))
     return outputs
-
-
-def sqnr_db(expected: FloatArray, actual: FloatArray) -> float:
-    noise = np.square(expected.astype(np.float64) - actual).sum()
-    return float(10 * np.log10(np.square(expected.astype(np.float64)).sum() / noise))
 
 
 def partitions(interpreter: Any) -> list[tuple[set[str], set[str]]]:

@@ -11,11 +11,11 @@ from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
 from tests.quantization.test_integer_program import nearest
-from tests.tiny import SHAPE, random_encoder, random_pixels, variants
+from tests.tiny import SHAPE, random_encoder, random_pixels, sqnr_db, variants
 from vitedge.converters.tflite_file import count_operators
 from vitedge.converters.tflite_npu import MODEL_FILE, convert
 from vitedge.quantization.encoder import EncoderShape, FloatArray, float_linear, forward
-from vitedge.quantization.integer_fake import predict, sqnr_db
+from vitedge.quantization.integer_fake import predict
 from vitedge.quantization.integer_float import Observation, observe
 from vitedge.quantization.integer_grid import Grid, IntegerPrecision
 from vitedge.quantization.integer_operations import IntegerEncoder, round_linears
@@ -69,11 +69,11 @@ def test_artifact_computes_what_fake_quantization_predicts(shape: EncoderShape, 
     for name, expected in forward(encoder, pixels, float_linear(encoder)).items():
         # The outputs of one token are few numbers, whose error varies more from flip to flip.
         tolerance_db = 0.5 if name == "last_hidden_state" else 1.5
-        difference = sqnr_db([expected], [found[name]]) - sqnr_db([expected], [predicted[name]])
+        difference = sqnr_db(expected, found[name]) - sqnr_db(expected, predicted[name])
         assert abs(difference) < tolerance_db
-        assert sqnr_db([expected], [found[name]]) > 20
+        assert sqnr_db(expected, found[name]) > 20
         if precision == "16":  # steps are so fine that flips do not spread: the arithmetic is the same
-            assert sqnr_db([predicted[name]], [found[name]]) > 65
+            assert sqnr_db(predicted[name], found[name]) > 65
 
 
 @pytest.mark.parametrize("precision", ["8", "16", "mixed"])
@@ -133,7 +133,7 @@ def test_tflites_own_kernels_agree(precision: str, tmp_path: Path) -> None:
         run(tmp_path / MODEL_FILE, pixels, experimental_op_resolver_type=resolver)["last_hidden_state"]
         for resolver in (OpResolverType.AUTO, OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES)
     )
-    assert abs(sqnr_db([expected], [default]) - sqnr_db([expected], [own])) < 0.5
+    assert abs(sqnr_db(expected, default) - sqnr_db(expected, own)) < 0.5
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ def test_a_row_of_zeros_keeps_its_bias(tmp_path: Path) -> None:
     integers = round_linears(observation.folded, tiny_steps)
     convert(integers, IntegerPrecision(observation.ranges), tmp_path, BATCH)
     expected = forward(encoder, pixels, float_linear(encoder))["last_hidden_state"]
-    assert sqnr_db([expected], [run(tmp_path / MODEL_FILE, pixels)["last_hidden_state"]]) > 25
+    assert sqnr_db(expected, run(tmp_path / MODEL_FILE, pixels)["last_hidden_state"]) > 25
 
 
 def test_a_wrong_grid_shows_in_the_artifact(tmp_path: Path) -> None:
@@ -174,7 +174,7 @@ def test_a_wrong_grid_shows_in_the_artifact(tmp_path: Path) -> None:
     wrong = IntegerPrecision({**right.ranges, "layers.0.mlp.residual": replace(narrow, high=narrow.high / 3)})
     convert(integers, wrong, tmp_path, BATCH)
     predicted = predict(integers, right, pixels)["last_hidden_state"]
-    assert sqnr_db([predicted], [run(tmp_path / MODEL_FILE, pixels)["last_hidden_state"]]) < 20
+    assert sqnr_db(predicted, run(tmp_path / MODEL_FILE, pixels)["last_hidden_state"]) < 20
 
 
 def test_minimum_runtime_covers_every_operator(tmp_path: Path) -> None:
@@ -205,4 +205,4 @@ def test_older_kernels_agree_in_8_bits(tmp_path: Path) -> None:
     found = runner(pixel_values=np.ascontiguousarray(pixels.transpose(0, 2, 3, 1)))["last_hidden_state"]
     expected = forward(random_encoder(), pixels, float_linear(random_encoder()))["last_hidden_state"]
     default = run(tmp_path / MODEL_FILE, pixels)["last_hidden_state"]
-    assert abs(sqnr_db([expected], [found]) - sqnr_db([expected], [default])) < 0.5
+    assert abs(sqnr_db(expected, found) - sqnr_db(expected, default)) < 0.5

@@ -10,9 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.tiny import SHAPE, random_encoder, random_pixels, variants
+from tests.tiny import SHAPE, random_encoder, random_pixels, sqnr_db, variants
 from vitedge.quantization.encoder import EncoderShape, FloatArray, float_linear, forward
-from vitedge.quantization.integer_fake import FakeOperations, predict, rounded, sqnr_db
+from vitedge.quantization.integer_fake import FakeOperations, predict, rounded
 from vitedge.quantization.integer_float import FloatOperations, Observation, observe, to_pixels
 from vitedge.quantization.integer_fold import fold, on_int8_grid, residual_factors
 from vitedge.quantization.integer_grid import Grid, IntegerPrecision, Range
@@ -134,7 +134,7 @@ def test_sixteen_bits_are_better_than_eight() -> None:
 
     def sqnr(sixteen: frozenset[str]) -> float:
         precision = IntegerPrecision(observation.ranges, sixteen)
-        return sqnr_db([expected], [predict(encoder, precision, pixels)["last_hidden_state"]])
+        return sqnr_db(expected, predict(encoder, precision, pixels)["last_hidden_state"])
 
     eight, sixteen = sqnr(frozenset()), sqnr(frozenset(observation.ranges) - {"pixel_values"})
     assert 20 < eight < sixteen - 5
@@ -149,7 +149,7 @@ def test_a_wrong_scale_shows_in_the_prediction() -> None:
         predict(encoder, IntegerPrecision(ranges), pixels)["last_hidden_state"]
         for ranges in (observation.ranges, {**observation.ranges, "residual": narrow})
     )
-    assert sqnr_db([right], [wrong]) < 20
+    assert sqnr_db(right, wrong) < 20
 
 
 def test_search_spends_the_fewest_16_bit_tensors_that_keep_the_budget() -> None:

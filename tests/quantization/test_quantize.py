@@ -13,7 +13,8 @@ from vitedge.quantization import quantize
 from vitedge.quantization.encoder import Encoder, FloatArray, float_linear, forward
 from vitedge.quantization.fake import fake_quantized_linear
 from vitedge.quantization.plan import TARGETS, Plan, QuantizedLinear, Recipe, StaticInput
-from vitedge.quantization.quantize import Calibration, apply_smoothing, make_plan, observe, predicted_sqnr_db
+from vitedge.quantization.prediction import Prediction
+from vitedge.quantization.quantize import Calibration, apply_smoothing, make_plan, observe
 from vitedge.quantization.ranges import covering_input
 from vitedge.quantization.rounding import round_weights
 from vitedge.quantization.saturation import certify, pairings
@@ -56,12 +57,10 @@ def avx2() -> tuple[Plan, Encoder]:
     return planned("avx2")
 
 
-def sqnr_db(smoothed: Encoder, linears: Mapping[str, QuantizedLinear], encoder: Encoder = ENCODER) -> float:
-    """Of the hidden state predicted for unseen images, against the FP32 encoder as loaded."""
-    pixels = random_pixels(encoder.shape, seed=9)
-    expected = forward(encoder, pixels, float_linear(encoder))["last_hidden_state"]
-    found = forward(smoothed, pixels, fake_quantized_linear(smoothed, linears))["last_hidden_state"]
-    return float(10 * np.log10(np.square(expected).sum() / np.square(found - expected).sum()))
+def predicted_db(smoothed: Encoder, linears: Mapping[str, QuantizedLinear], encoder: Encoder = ENCODER) -> float:
+    """SQNR of the hidden state for unseen images, against the FP32 encoder as loaded."""
+    prediction = Prediction(encoder, random_pixels(encoder.shape, seed=9))
+    return prediction(smoothed, fake_quantized_linear(smoothed, linears)).sqnr_db
 
 
 def outlier_encoder() -> Encoder:
@@ -109,7 +108,7 @@ def test_shapes_of_every_kind(name: str) -> None:
     encoder = random_encoder(variants()[name])
     plan, smoothed = planned("vnni", encoder=encoder)
     assert list(plan.modules) == list(encoder.shape.linears)
-    assert sqnr_db(smoothed, plan.linears("onnx"), encoder) > 28
+    assert predicted_db(smoothed, plan.linears("onnx"), encoder) > 28
 
 
 def test_recipes_that_do_not_fit_are_refused_before_any_work() -> None:
@@ -185,27 +184,22 @@ def test_smoothing_is_in_the_plan(avx2: tuple[Plan, Encoder]) -> None:
 @pytest.mark.parametrize("strengths", [(0.0, 0.5, 1.0), (1.0, 0.5, 0.0)])
 def test_the_strength_with_the_best_prediction_is_taken(encoder: Encoder, strengths: Sequence[float]) -> None:
     """Whatever their order; and the plan is the one that this strength alone would give."""
-    pixels = random_pixels(count=CALIBRATION_IMAGES)
-    float_outputs = forward(encoder, pixels, float_linear(encoder))["last_hidden_state"]
+    prediction = Prediction(encoder, random_pixels(count=CALIBRATION_IMAGES))
+
+    def mean_db(plan: Plan, smoothed: Encoder) -> float:
+        linears = [fake_quantized_linear(smoothed, plan.linears(runtime)) for runtime in plan.recipes]
+        return float(np.mean([prediction(smoothed, linear).sqnr_db for linear in linears]))
+
     scores, digests = {}, {}
     for strength in strengths:
         plan, smoothed = planned(encoder=encoder, strengths=(strength,))
-        scores[strength] = predicted_sqnr_db(plan, smoothed, pixels, float_outputs)
+        scores[strength] = mean_db(plan, smoothed)
         digests[strength] = plan.digest()
     best = max(scores, key=scores.__getitem__)
     found, smoothed = planned(encoder=encoder, strengths=strengths)
     assert (found.strength, found.digest()) == (best, digests[best])
-    assert predicted_sqnr_db(found, smoothed, pixels, float_outputs) == pytest.approx(scores[best])
+    assert mean_db(found, smoothed) == pytest.approx(scores[best])
     assert scores[best] > min(scores.values()) + 1  # they do differ
-
-
-def test_the_prediction_is_the_mean_over_runtimes(avx2: tuple[Plan, Encoder]) -> None:
-    plan, smoothed = avx2
-    pixels = random_pixels(seed=9)
-    float_outputs = forward(ENCODER, pixels, float_linear(ENCODER))["last_hidden_state"]
-    found = predicted_sqnr_db(plan, smoothed, pixels, float_outputs)
-    expected = np.mean([sqnr_db(smoothed, plan.linears(runtime)) for runtime in plan.recipes])
-    assert found == pytest.approx(expected, abs=1e-3)
 
 
 def test_what_no_smoothing_changes_is_rounded_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -260,14 +254,14 @@ FLOORS = [("avx2", "onnx", 33.5), ("vnni", "onnx", 35.5), ("arm64", "openvino", 
 @pytest.mark.parametrize(("target", "runtime", "floor"), FLOORS)
 def test_prediction_is_above_its_floor(target: str, runtime: str, floor: float) -> None:
     plan, smoothed = planned(target)
-    assert sqnr_db(smoothed, plan.linears(runtime)) > floor
+    assert predicted_db(smoothed, plan.linears(runtime)) > floor
 
 
 def test_pair_safe_weights_predict_better_than_7_bits_and_worse_than_8() -> None:
     found = []
     for weights in ("int7", "int8-pair-safe", "int8"):
         plan, smoothed = planned(recipes={"onnx": Recipe(weights, {"*": "dynamic"})})
-        found.append(sqnr_db(smoothed, plan.linears("onnx")))
+        found.append(predicted_db(smoothed, plan.linears("onnx")))
     # 35.5, 36.4 and 39.2 dB; the patch embedding, which costs most, has 7 bits in the first two.
     assert found[0] + 0.5 < found[1] < found[2]
 
@@ -279,7 +273,7 @@ def test_one_wrong_weight_scale_falls_below_the_floor(name: str, avx2: tuple[Pla
     linears = dict(plan.linears("onnx"))
     weight = linears[name].weight
     linears[name] = replace(linears[name], weight=replace(weight, scale=weight.scale * 4))
-    assert sqnr_db(smoothed, linears) < 10
+    assert predicted_db(smoothed, linears) < 10
 
 
 @pytest.mark.parametrize("name", TRANSFORMER_LINEARS)
@@ -288,14 +282,14 @@ def test_one_clipped_input_falls_below_the_floor(name: str, avx2: tuple[Plan, En
     linears = dict(plan.linears("onnx"))
     static = plan.modules[name].input
     linears[name] = replace(linears[name], input=replace(static, scale=static.scale / 4))
-    assert sqnr_db(smoothed, linears) < 20
+    assert predicted_db(smoothed, linears) < 20
 
 
 def test_inputs_four_times_coarser_cost_up_to_12_db(avx2: tuple[Plan, Encoder]) -> None:
     plan, smoothed = avx2
     linears = plan.linears("openvino")
     coarse = {name: replace(linear, input=coarser(linear.input)) for name, linear in linears.items()}
-    lost = sqnr_db(smoothed, linears) - sqnr_db(smoothed, coarse)
+    lost = predicted_db(smoothed, linears) - predicted_db(smoothed, coarse)
     assert 4 < lost < 12
 
 
@@ -316,7 +310,7 @@ def test_a_linear_that_one_runtime_keeps_float_is_the_same_in_others(avx2: tuple
     kept, before = partly.linears("openvino")[name], plan.linears("openvino")[name]
     assert kept.input == before.input
     np.testing.assert_array_equal(kept.weight.values, before.weight.values)
-    assert sqnr_db(again, partly.linears("onnx")) > sqnr_db(smoothed, plan.linears("onnx")) + 0.5
+    assert predicted_db(again, partly.linears("onnx")) > predicted_db(smoothed, plan.linears("onnx")) + 0.5
 
 
 def test_what_all_runtimes_keep_float_is_neither_rounded_nor_smoothed() -> None:

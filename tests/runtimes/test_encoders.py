@@ -17,7 +17,7 @@ import pytest
 
 from tests.runtimes.conftest import CLASSES, Artifacts
 from tests.runtimes.pictures import awkward, smooth
-from tests.tiny import random_pixels
+from tests.tiny import random_pixels, sqnr_db
 from vitedge.quantization.encoder import FloatArray
 from vitedge.runtimes.encoder import DISTRIBUTIONS, RuntimeEncoder, is_older
 from vitedge.runtimes.errors import ArtifactError, ImageError, InputShapeError, RuntimeMissingError
@@ -99,11 +99,6 @@ def test_computes_what_the_plan_says(runtime: str, encoder: RuntimeEncoder, arti
         assert sqnr_db(predicted[name], outputs[name]) > sqnr_db(exact[name], outputs[name]) + 10
         assert 20 < sqnr_db(exact[name], outputs[name]) < 60
     assert encoder.manifest.precision == "int8"
-
-
-def sqnr_db(expected: FloatArray, actual: FloatArray) -> float:
-    noise = np.square(expected.astype(np.float64) - actual).sum()
-    return float(10 * np.log10(np.square(expected.astype(np.float64)).sum() / noise))
 
 
 @pytest.mark.parametrize("count", [1, 3, 5])

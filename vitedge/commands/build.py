@@ -17,8 +17,8 @@ import numpy as np
 from vitedge.benchmarks.measure import BenchReport, measure_all
 from vitedge.calibration.images import ImageSet, batches, hold_out, refuse_overlap, scan, too_few_warning
 from vitedge.commands.clock import Clock
+from vitedge.commands.cpu import choose_recipes, plan_for_cpu
 from vitedge.commands.npu import plan_for_npu, read_plan
-from vitedge.commands.planning import choose_recipes, plan_for_cpu
 from vitedge.commands.request import NPU, BuildRequest
 from vitedge.commands.verify import judge
 from vitedge.console import Console

@@ -15,10 +15,12 @@ from vitedge.console import Console
 from vitedge.converters.checkpoint import Checkpoint
 from vitedge.converters.lower import lower
 from vitedge.plots import plot_search
-from vitedge.quantization.encoder import Encoder, FloatArray
+from vitedge.quantization.encoder import Encoder
+from vitedge.quantization.fake import fake_quantized_linear
 from vitedge.quantization.plan import TARGETS, Plan, PlanDecisions, Recipe, load_decisions
+from vitedge.quantization.prediction import Prediction
 from vitedge.quantization.quantize import STRENGTHS, Calibration, make_plan, observe
-from vitedge.quantization.search import CURVE_POINTS, Budget, Climb, SearchResult, climb, is_met, search
+from vitedge.quantization.search import CURVE_POINTS, Budget, Climb, SearchResult, climb, search
 from vitedge.runtimes.errors import PlanError
 from vitedge.runtimes.manifest import Manifest
 
@@ -54,37 +56,35 @@ class CpuPlanned:
 
     def searched(self, budget: Budget, console: Console) -> "CpuPlanned":
         """With as many integers as a budget allows, runtime by runtime; nothing is searched where the plan meets it."""
-        planned = self
+        planned, prediction = self, self._prediction()
         total = sum(len(self.plan.linears(runtime)) + CURVE_POINTS for runtime in self.plan.recipes)
         with console.bar("Measuring the sensitivity of each linear, and searching", total) as advance:
             for runtime in self.plan.recipes:
-                if is_met(self.plan, runtime, self.checkpoint.encoder, self.smoothed, self._pixel_values, budget):
-                    advance(len(self.plan.linears(runtime)) + CURVE_POINTS)
+                linears = self.plan.linears(runtime)
+                if budget.met_by(prediction(self.smoothed, fake_quantized_linear(self.smoothed, linears))):
+                    advance(len(linears) + CURVE_POINTS)
                     continue
-                found = search(self._climb(runtime, lambda _: advance(1)), budget, lambda _: advance(1))
+                found = search(self._climb(runtime, prediction, lambda _: advance(1)), budget, lambda _: advance(1))
                 planned = planned._with(runtime, found)
         return planned
 
     def tightened(self, runtime: str, by_db: float, console: Console) -> "CpuPlanned":
         with console.step(f"Searching for a plan with {by_db:g} dB more for {runtime}"):
             known = self.searches.get(runtime)
-            steps = self._climb(runtime) if known is None else known.climb
+            steps = self._climb(runtime, self._prediction()) if known is None else known.climb
             reached = steps.at(0) if known is None else known.found
             return self._with(runtime, search(steps, Budget.above(reached, by_db, steps.top)))
-
-    @property
-    def _pixel_values(self) -> FloatArray:
-        return next(batches(self.images, self.checkpoint.preprocessing, _SEARCH_IMAGES))
 
     def plot(self, path: Path) -> None:
         plot_search(self.searches, path)
 
-    def _climb(self, runtime: str, progress: Callable[[str], None] = lambda _: None) -> Climb:
+    def _prediction(self) -> Prediction:
+        pixel_values = next(batches(self.images, self.checkpoint.preprocessing, _SEARCH_IMAGES))
+        return Prediction(self.checkpoint.encoder, pixel_values)
+
+    def _climb(self, runtime: str, prediction: Prediction, progress: Callable[[str], None] = lambda _: None) -> Climb:
         allow_dynamic = self.request.activations != "static"
-        encoder = self.checkpoint.encoder
-        return climb(
-            self.plan, runtime, encoder, self.smoothed, self._pixel_values, progress, allow_dynamic=allow_dynamic
-        )
+        return climb(self.plan, runtime, self.smoothed, prediction, progress, allow_dynamic=allow_dynamic)
 
     def _with(self, runtime: str, found: SearchResult) -> "CpuPlanned":
         recipes = {**self.plan.recipes, runtime: found.plan.recipes[runtime]}
