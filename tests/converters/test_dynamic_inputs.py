@@ -14,16 +14,18 @@ from tests.converters.test_lowerings import (
     AGREEMENT_DB,
     ALL_DYNAMIC,
     DYNAMIC,
+    IMAGES,
     LINEARS,
     ROWS_FOR_FC2,
     VARIANTS,
+    agreement_db,
     assert_as_predicted,
     hidden_states,
     quantized,
     run_onnx,
     run_openvino,
 )
-from tests.tiny import SHAPE, random_pixels, sqnr_db
+from tests.tiny import SHAPE, random_pixels
 from vitedge.converters import onnx as onnx_lowering
 from vitedge.converters import openvino as openvino_lowering
 from vitedge.quantization.encoder import EncoderShape, FloatArray
@@ -35,8 +37,7 @@ from vitedge.runtimes.errors import PlanError
 def test_onnx_quantizes_patches_by_row(shape: EncoderShape, tmp_path: Path) -> None:
     encoder, linears = quantized(shape, ALL_DYNAMIC)
     onnx_lowering.convert(encoder, linears, tmp_path, None)
-    for batch in (1, 3):
-        assert_as_predicted(encoder, linears, random_pixels(shape, batch, seed=5), tmp_path, (run_onnx,))
+    assert_as_predicted(encoder, linears, random_pixels(shape, IMAGES, seed=5), tmp_path, (run_onnx,))
 
 
 @pytest.mark.parametrize("as_convolutions", [True, False])
@@ -56,7 +57,7 @@ def test_one_range_for_all_rows_shows(tmp_path: Path) -> None:
     onnx_lowering.convert(encoder, lowered, tmp_path, None)
     openvino_lowering.convert(encoder, lowered, tmp_path, None)
     for outputs in (run_onnx(tmp_path, pixels), run_openvino(tmp_path, pixels)):
-        assert sqnr_db(expected, outputs["last_hidden_state"]) < AGREEMENT_DB
+        assert agreement_db(expected, outputs["last_hidden_state"]) < AGREEMENT_DB / 2
 
 
 def test_blank_pixels_stay_finite(tmp_path: Path) -> None:
@@ -83,7 +84,7 @@ def test_tokens_of_equal_values_stay_finite(as_convolutions: bool, tmp_path: Pat
     onnx_lowering.convert(encoder, linears, tmp_path, None)
     openvino_lowering.convert(encoder, linears, tmp_path, None, as_convolutions=as_convolutions)
     for outputs in (run_onnx(tmp_path, pixels), run_openvino(tmp_path, pixels)):
-        assert sqnr_db(expected, outputs["last_hidden_state"]) > AGREEMENT_DB
+        assert agreement_db(expected, outputs["last_hidden_state"]) > AGREEMENT_DB
     for steps in (onnx_steps(tmp_path, pixels), openvino_steps(tmp_path, pixels)):
         assert len(steps) == LINEARS - 1
         assert all(step.min() > 0 for step in steps)

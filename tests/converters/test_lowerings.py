@@ -31,8 +31,9 @@ STATIC = TARGETS["avx2"]["openvino"]
 ALL_DYNAMIC = Recipe("int8", {"*": "dynamic"})
 DYNAMIC = ALL_DYNAMIC.with_precisions({"patch_embedding": "static"})
 ROWS_FOR_FC2 = TARGETS["avx2"]["onnx"]
-# Above what quantization itself leaves (33 to 41 dB), below what a few integers rounded otherwise do (43.6 at worst).
-AGREEMENT_DB = 42
+# The same arithmetic but for the order of float sums, which gives 127 dB and more. Where it turns one integer, that is
+# amplified: some images have 43 dB, so that agreement is that of the middle image.
+IMAGES, AGREEMENT_DB = 5, 110
 
 
 def quantized(shape: EncoderShape, recipe: Recipe = STATIC) -> tuple[Encoder, dict[str, QuantizedLinear]]:
@@ -63,6 +64,11 @@ def hidden_states(encoder: Encoder, pixels: FloatArray, linear: Linear) -> Float
     return forward(encoder, pixels, linear)["last_hidden_state"]
 
 
+def agreement_db(expected: FloatArray, found: FloatArray) -> float:
+    """SQNR of the middle image."""
+    return float(np.median([sqnr_db(one, other) for one, other in zip(expected, found, strict=True)]))
+
+
 def assert_as_predicted(
     encoder: Encoder,
     linears: Mapping[str, QuantizedLinear],
@@ -74,9 +80,11 @@ def assert_as_predicted(
     exact = hidden_states(encoder, pixels, float_linear(encoder))
     for run in runs:
         found = run(folder, pixels)["last_hidden_state"]
-        assert sqnr_db(predicted, found) > AGREEMENT_DB  # measured: 43.6 at worst, mostly 130
+        assert agreement_db(predicted, found) > AGREEMENT_DB
         assert abs(sqnr_db(exact, found) - sqnr_db(exact, predicted)) < 0.5
         assert sqnr_db(exact, found) > 30  # measured: 32.7 at worst
+        alone = run(folder, pixels[:1])["last_hidden_state"]
+        assert sqnr_db(predicted[:1], alone) > 40  # an integer turned at most
 
 
 @pytest.mark.parametrize("batch", [None, 3])
@@ -102,8 +110,7 @@ def test_integer_models_compute_what_fake_quantization_predicts(
     encoder, linears = quantized(shape, recipe)
     onnx_lowering.convert(encoder, linears, tmp_path, None)
     openvino_lowering.convert(encoder, linears, tmp_path, None, as_convolutions=as_convolutions)
-    for batch in (1, 3):
-        assert_as_predicted(encoder, linears, random_pixels(shape, batch, seed=5), tmp_path, (run_onnx, run_openvino))
+    assert_as_predicted(encoder, linears, random_pixels(shape, IMAGES, seed=5), tmp_path, (run_onnx, run_openvino))
 
 
 @pytest.mark.parametrize("recipe", [STATIC, ALL_DYNAMIC, ROWS_FOR_FC2], ids=["static", "dynamic", "fc2 dynamic"])
@@ -122,8 +129,7 @@ def test_portable_onnx_computes_the_same_in_standard_operators(
     assert {entry.name for entry in model.graph.initializer} <= {
         name for node in model.graph.node for name in node.input
     }
-    for batch in (1, 3):
-        assert_as_predicted(encoder, linears, random_pixels(shape, batch, seed=5), tmp_path, (run_onnx,))
+    assert_as_predicted(encoder, linears, random_pixels(shape, IMAGES, seed=5), tmp_path, (run_onnx,))
 
 
 def test_wrong_integers_show(tmp_path: Path) -> None:
