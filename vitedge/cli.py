@@ -316,7 +316,9 @@ def _gates(max_drop: str | None, min_cosine: float | None, min_sqnr_db: float | 
 
 def _runtimes(text: str | None, target: str) -> tuple[str, ...]:
     if text is None:
-        return ("tflite",) if target == "npu" else ("onnx", "openvino", "tflite")
+        from vitedge.runtimes.manifest import RUNTIMES
+
+        return ("tflite",) if target == "npu" else RUNTIMES
     return tuple(name.strip() for name in text.split(","))
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from vitedge.names import pattern
 from vitedge.quantization.integer_search import IntegerSearchResult
 from vitedge.quantization.plan import Precision
 from vitedge.quantization.search import SearchResult
@@ -60,7 +61,7 @@ def plot_integer_search(found: IntegerSearchResult, path: Path) -> None:
     """
     kinds: dict[str, list[float]] = {}
     for name, sqnr_db in found.sensitivity_db.items():
-        kinds.setdefault(".".join("*" if part.isdigit() else part for part in name.split(".")), []).append(sqnr_db)
+        kinds.setdefault(pattern(name), []).append(sqnr_db)
     figure = Figure(figsize=(8, 4 + 0.2 * len(kinds)))
     curve, dots = figure.subplots(2, 1, height_ratios=(1, 2))
     counts = [point.sixteen_bit_tensors for point in found.curve]

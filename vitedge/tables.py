@@ -8,6 +8,7 @@ from rich.console import Console as RichConsole
 from rich.console import Group, RenderableType
 from rich.table import Table
 
+from vitedge.names import pattern
 from vitedge.runtimes.manifest import Manifest
 from vitedge.runtimes.saturation import Saturation
 
@@ -252,9 +253,7 @@ def _folded(names: tuple[str, ...]) -> list[str]:
     """Names with the layers' numbers counted: `layers.*.mlp.fc1 (12)`."""
     counts: dict[str, int] = {}
     for name in names:
-        parts = name.split(".")
-        folded = ".".join("*" if part.isdigit() else part for part in parts)
-        counts[folded] = counts.get(folded, 0) + 1
+        counts[pattern(name)] = counts.get(pattern(name), 0) + 1
     return [name if count == 1 else f"{name} ({count})" for name, count in counts.items()]
 
 

@@ -13,6 +13,7 @@ from tests.tiny import save_checkpoint, save_images
 from vitedge.cli import app
 
 CLASSES = 3
+LINEARS = 2 * 4 + 2  # four per layer, patches, classifier
 
 
 @dataclass(frozen=True)
@@ -59,3 +60,11 @@ def built(site: Site, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def report_of(out: Path) -> Any:
     return json.loads((out / "report.json").read_text())
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}

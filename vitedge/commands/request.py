@@ -4,12 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from vitedge.converters.lower import RUNTIMES
 from vitedge.quantization.gates import NO_GATES, Gates
 from vitedge.quantization.plan import TARGETS
 from vitedge.quantization.ranges import RangeMethod
 from vitedge.quantization.search import Budget
 from vitedge.runtimes.errors import PlanError
+from vitedge.runtimes.manifest import RUNTIMES
 
 NPU = "npu"
 Activations = Literal["auto", "static", "dynamic", "int8", "int16"]
