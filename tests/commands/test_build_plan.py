@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from tests.commands.conftest import Site, report_of
+from tests.commands.conftest import CLASSES, Site, report_of
 from tests.tiny import save_checkpoint
 from vitedge.runtimes.manifest import load_manifest
 
