@@ -13,8 +13,8 @@ The plugin turns FakeQuantize into u8 and runs the product in integers. Which pr
 those without VNNI (target `avx2`) integer MatMuls fall into a slow generic kernel, while 1×1 convolutions have a fast
 one, so every linear becomes a convolution and tokens are kept as [batch, tokens, 1, hidden], the shape that a permute
 turns into the convolution's own layout. Between fc1 and fc2 they stay in that layout, which saves two permutes of the
-widest tensors: 9 to 12 % of the time of ViT-S. A fixed range of fc2 is that of its input times a factor per channel;
-the multiplication joins the activation. With VNNI or AMX, and in float, MatMul is faster and needs no permutes.
+widest tensors. A fixed range of fc2 is that of its input times a factor per channel. With VNNI or AMX, and in float,
+MatMul is faster and needs no permutes.
 
 Residual adds, LayerNorm, softmax, GELU and the two attention MatMuls stay float, as in the other lowerings; fused INT8
 attention exists only for VNNI and AMX.
