@@ -7,8 +7,8 @@ column j of the linear multiplied by it; the function stays the same. A ViT has 
     value rows of attention.qkv -> attention.o_proj    (attention mixes tokens, never channels)
 
 The input of mlp.fc2 comes out of GELU, which nothing can be folded through. Where it has a fixed range, which outliers
-make coarse, it is divided at run time instead (`explicitly_smoothed`): one multiplication per value, which gains 1.6 dB
-of the whole model on vit-s14-real in OpenVINO. Factors follow the paper's equation 4,
+make coarse, it is divided at run time instead (`explicitly_smoothed`): one multiplication per value, which gains 1.4 dB
+of the whole model on vit-s14-real in OpenVINO (`benchmarks/ablation.py`). Factors follow the paper's equation 4,
 s_j = max|x_j|^strength / max|W_:j|^(1 - strength), normalized to a geometric mean of 1. The strength is
 chosen per model by measured error (`quantize.py`).
 """

@@ -29,8 +29,8 @@ from vitedge.quantization.search import Budget
 from vitedge.runtimes.image import read_image
 from vitedge.runtimes.manifest import Manifest
 
-# What the search aims at if no gate asks for something. On vit-s14-real 26.5 dB come of it: ranges cover the images that
-# it is judged on, so that the prediction flatters by more than for CPUs.
+# What the search aims at if no gate asks for something. On vit-s14-real 26.5 dB come of it: ranges cover the images
+# that predict, so that they flatter by more than for CPUs.
 DEFAULT_BUDGET = Budget(min_sqnr_db=27.0)
 _BATCH = 8
 
