@@ -5,19 +5,25 @@ A wrapper adds how its runtime loads a model and how it runs one array. All thre
     encoder = OnnxEncoder("out/onnx", threads=2)
     outputs = encoder(pixel_values)            # float32 [n, 3, height, width], normalized -> named float32 arrays
     outputs = encoder.encode(["cat.jpg"])      # paths or uint8 RGB arrays [height, width, 3] -> the same
+    for outputs in encoder.stream(paths):      # any number of them -> the same, batch by batch
+        ...
 """
 
 import importlib.metadata
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vitedge.runtimes.errors import ArtifactError, InputShapeError, RuntimeMissingError
+from vitedge.runtimes.errors import ArtifactError, ImageError, InputShapeError, RuntimeMissingError
 from vitedge.runtimes.image import read_image
 from vitedge.runtimes.manifest import load_manifest, verify_files
 
@@ -25,8 +31,9 @@ FloatArray = NDArray[np.float32]
 Image = str | PathLike[str] | NDArray[np.uint8]
 # The package that provides each runtime; the extra that installs it has the runtime's name.
 DISTRIBUTIONS = {"onnx": "onnxruntime", "openvino": "openvino", "tflite": "ai-edge-litert"}
-# encode() preprocesses and runs this many images at a time, so that a folder of any length needs little memory.
-_ENCODE_BATCH = 8
+BATCH = 8  # images that run at a time
+# Each holds one decoded image. OpenCV decodes, and numpy multiplies, without Python's lock.
+_READERS = 2
 
 
 class RuntimeEncoder(ABC):
@@ -114,21 +121,64 @@ class RuntimeEncoder(ABC):
             for record in self.manifest.outputs
         }
 
-    def encode(self, images: Image | Sequence[Image]) -> dict[str, FloatArray]:
-        """Encodes images: file paths, or uint8 RGB arrays [height, width, 3] of any size.
+    def encode(self, images: Image | Iterable[Image]) -> dict[str, FloatArray]:
+        """Encodes images: file paths, or uint8 RGB arrays [height, width, 3] of any size; see `stream` for many.
 
         Raises:
             ImageError: A file cannot be read.
             InputShapeError: No image, or an array that is not an RGB image.
         """
-        listed = [images] if isinstance(images, (str, PathLike, np.ndarray)) else list(images)
-        if not listed:
+        parts = list(self.stream(images))
+        if not parts:
             raise InputShapeError("encode: expected at least one image, found none")
-        parts = []
-        for start in range(0, len(listed), _ENCODE_BATCH):
-            arrays = [i if isinstance(i, np.ndarray) else read_image(i) for i in listed[start : start + _ENCODE_BATCH]]
-            parts.append(self(self.manifest.preprocessing.batch(arrays)))
         return {record.name: np.concatenate([part[record.name] for part in parts]) for record in self.manifest.outputs}
+
+    def stream(
+        self,
+        images: Image | Iterable[Image],
+        *,
+        batch: int = BATCH,
+        skip: Callable[[int, ImageError], None] | None = None,
+    ) -> Generator[dict[str, FloatArray], None, None]:
+        """Encodes any number of images, in order, in memory that does not grow with their number.
+
+        Threads read and preprocess the next images while the runtime works, at most `batch` of them ahead. So `images`
+        may be endless. The threads end with the iteration: at its end, at an error, or when the generator is closed.
+
+        Args:
+            images: File paths, or uint8 RGB arrays [height, width, 3] of any size. Iterated in the caller's
+                thread, ahead of the outputs: an array must not be written to before its outputs are there.
+            batch: Images that run at a time, at least 1.
+            skip: Called with the place, from 0, of an image that cannot be read, and why; there are no outputs for it.
+                None raises the error instead.
+
+        Yields:
+            The outputs of the next `batch` images, of fewer at the end.
+
+        Raises:
+            ImageError: A file cannot be read. The batches before its own have been yielded.
+            InputShapeError: An array that is not an RGB image, at its place likewise; or a batch of no images.
+        """
+        if batch < 1:
+            raise InputShapeError(f"batch: expected at least 1, found {batch}")
+        listed = [images] if isinstance(images, (str, PathLike, np.ndarray)) else images
+        part = []
+        with closing(_ahead(self._preprocessed, listed, batch)) as results:
+            for index, result in enumerate(results):
+                try:
+                    part.append(result.result())
+                except ImageError as error:
+                    if skip is None:
+                        raise
+                    skip(index, error)
+                if len(part) == batch:
+                    yield self(np.stack(part))
+                    part = []
+        if part:
+            yield self(np.stack(part))
+
+    def _preprocessed(self, image: Image) -> NDArray[Any]:
+        return self.manifest.preprocessing(image if isinstance(image, np.ndarray) else read_image(image))
 
     def _check_runtime(self) -> None:
         """Refuses a runtime that is absent or older than the manifest's minimum."""
@@ -157,6 +207,23 @@ def is_older(version: str, minimum: str) -> bool:
     """Whether a dotted version comes before another."""
     found, needed = ([int(part) for part in re.findall(r"\d+", f"{text}.0.0")[:3]] for text in (version, minimum))
     return found < needed
+
+
+def _ahead(
+    function: Callable[[Image], NDArray[Any]], images: Iterable[Image], count: int
+) -> Generator[Future[NDArray[Any]], None, None]:
+    """The function of each image, in order; threads compute it for up to `count` images ahead."""
+    waiting: deque[Future[NDArray[Any]]] = deque()
+    pool = ThreadPoolExecutor(_READERS, "vitedge-reader")
+    try:
+        for image in images:
+            waiting.append(pool.submit(function, image))
+            if len(waiting) > count:
+                yield waiting.popleft()
+        while waiting:
+            yield waiting.popleft()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _padded(pixel_values: FloatArray, batch: int) -> FloatArray:
