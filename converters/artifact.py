@@ -107,16 +107,16 @@ def build_manifest(
 ) -> Manifest:
     """The manifest of freshly converted model files; `grids` are those of inputs and outputs that are integers."""
     shape = checkpoint.encoder.shape
-    layout = "NHWC" if runtime == "tflite" else "NCHW"
+    layout = "NHWC" if runtime == "tflite" or shape.uint8_input else "NCHW"
     sizes = {"N": batch or "batch", "C": shape.channels, "H": shape.image_height, "W": shape.image_width}
     if runtime == "tflite":
         sizes["N"] = batch or 1
     records = tuple(FileRecord(name, sha256_of(folder / name), (folder / name).stat().st_size) for name in files)
 
-    def tensor(name: str, dims: tuple[int | str, ...], layout: str) -> TensorRecord:
+    def tensor(name: str, dims: tuple[int | str, ...], layout: str, dtype: str = "float32") -> TensorRecord:
         grid = grids.get(name)
         if grid is None:
-            return TensorRecord(name, "float32", dims, layout)
+            return TensorRecord(name, dtype, dims, layout)
         return TensorRecord(name, f"int{grid.bits}", dims, layout, grid.scale, grid.zero_point)
 
     return Manifest(
@@ -126,7 +126,7 @@ def build_manifest(
         instruction_sets=("any",) if saturation.proven_safe else _EXACT_WITH,
         minimum_runtime=minimum_runtime,
         files=records,
-        inputs=(tensor("pixel_values", tuple(sizes[letter] for letter in layout), layout),),
+        inputs=(tensor("pixel_values", tuple(sizes[x] for x in layout), layout, checkpoint.preprocessing.dtype),),
         outputs=tuple(
             tensor(name, (sizes["N"], *dims), "NTD" if len(dims) == 2 else "ND") for name, dims in shape.outputs.items()
         ),

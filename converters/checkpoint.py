@@ -23,8 +23,9 @@ from safetensors.torch import load_file
 from transformers import ViTConfig, ViTForImageClassification, ViTModel
 
 from vitedge.quantization.encoder import Encoder, EncoderShape, FloatArray
+from vitedge.quantization.pixel_input import fold_normalization
 from vitedge.runtimes.errors import CheckpointError
-from vitedge.runtimes.preprocess import Preprocessing
+from vitedge.runtimes.preprocess import PixelValues, Preprocessing
 
 _ARCHITECTURES = ("ViTModel", "ViTForImageClassification")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -88,6 +89,14 @@ class Checkpoint:
     preprocessing: Preprocessing
     labels: tuple[str, ...]
 
+    def with_uint8_input(self) -> "Checkpoint":
+        """The same with an encoder of pixels as they are, uint8 [batch, height, width, 3]."""
+        return replace(
+            self,
+            encoder=fold_normalization(self.encoder, self.preprocessing),
+            preprocessing=replace(self.preprocessing, dtype="uint8"),
+        )
+
     def reference(self) -> "Reference":
         """Transformers' own model on these weights."""
         return Reference(self)
@@ -106,10 +115,13 @@ class Reference:
         self.model.load_state_dict(state, strict=True, assign=True)
         self.model.eval()
         self._interpolate = (shape.image_height, shape.image_width) != _pair(checkpoint.config.image_size)
+        self._contract = checkpoint.preprocessing
 
     @torch.inference_mode()
-    def __call__(self, pixel_values: FloatArray) -> dict[str, FloatArray]:
-        """Float32 [batch, channels, height, width], normalized, to the encoder's named outputs."""
+    def __call__(self, pixel_values: PixelValues) -> dict[str, FloatArray]:
+        """What the checkpoint's contract makes of images to the encoder's named outputs."""
+        if self._contract.dtype == "uint8":
+            pixel_values = replace(self._contract, dtype="float32").batch(list(pixel_values))
         outputs = self.tensors(torch.from_numpy(np.ascontiguousarray(pixel_values)))
         return {name: output.numpy() for name, output in outputs.items()}
 

@@ -22,7 +22,8 @@ Residual adds, LayerNorm, softmax, GELU and the two attention MatMuls stay float
 for the first four, and the MatMuls are 4 % of the work of ViT-B and feed softmax.
 
 The patch embedding is a linear over flattened patches, so that it is the same integer kernel; quantizing before the
-patches are cut out makes the transpose move bytes instead of floats.
+patches are cut out makes the transpose move bytes instead of floats. If the encoder takes uint8 pixels, they are the
+integers, and nothing is quantized there.
 
 Opset 20 (the first with Gelu) and IR version 9 load in ONNX Runtime 1.17 and later. The batch is a symbol unless given.
 """
@@ -36,6 +37,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from vitedge.quantization.encoder import Encoder, FloatArray
+from vitedge.quantization.pixel_input import PIXELS
 from vitedge.quantization.plan import IntegerWeight, QuantizedLinear, StaticInput
 from vitedge.quantization.query_scale import fold_query_scale
 from vitedge.runtimes.errors import ConversionError
@@ -86,11 +88,13 @@ class _Graph:
 
     def model(self) -> onnx.ModelProto:
         shape = self.shape
-        pixels = [self.batch, shape.channels, shape.image_height, shape.image_width]
+        size = (shape.image_height, shape.image_width)
+        pixels = [self.batch, *size, shape.channels] if shape.uint8_input else [self.batch, shape.channels, *size]
+        pixel_type = TensorProto.UINT8 if shape.uint8_input else TensorProto.FLOAT
         graph = helper.make_graph(
             self.nodes,
             "vit_encoder",
-            [helper.make_tensor_value_info("pixel_values", TensorProto.FLOAT, pixels)],
+            [helper.make_tensor_value_info("pixel_values", pixel_type, pixels)],
             [
                 helper.make_tensor_value_info(name, TensorProto.FLOAT, [self.batch, *dims])
                 for name, dims in shape.outputs.items()
@@ -245,6 +249,15 @@ class _Graph:
         if shape.classes:
             self.linear("classifier", self.quantize("classifier", cls), output="logits")
 
+    def pixels(self, patches: QuantizedLinear | None) -> str:
+        """What patches are cut out of: bytes where the range is fixed, else floats."""
+        if self.shape.uint8_input and patches is not None and patches.input == PIXELS:
+            return "pixel_values"
+        x = "pixel_values"
+        if self.shape.uint8_input:
+            x = self.node("Cast", "float_pixels", [x], to=TensorProto.FLOAT)
+        return x if patches is None or patches.input is None else self.quantize("patch_embedding", x)
+
     def embeddings(self) -> str:
         """Pixels to tokens [batch, tokens, hidden]."""
         shape, tensors = self.shape, self.encoder.tensors
@@ -252,15 +265,18 @@ class _Graph:
         # Rows are known only once the patches are cut out.
         patches = self.linears.get("patch_embedding")
         dynamic = patches is not None and patches.input is None
-        x = "pixel_values" if dynamic else self.quantize("patch_embedding", "pixel_values")
+        x = self.pixels(patches)
         height, width = rows * shape.patch_height, columns * shape.patch_width
         if (height, width) != (shape.image_height, shape.image_width):
-            x = self.node(
-                "Slice", "covered", [x, self.integers(0, 0), self.integers(height, width), self.integers(2, 3)]
-            )
-        split = self.integers(0, shape.channels, rows, shape.patch_height, columns, shape.patch_width)
-        x = self.node("Reshape", "split_patches", [x, split])
-        x = self.node("Transpose", "sorted_patches", [x], perm=[0, 2, 4, 1, 3, 5])
+            axes = self.integers(1, 2) if shape.uint8_input else self.integers(2, 3)
+            x = self.node("Slice", "covered", [x, self.integers(0, 0), self.integers(height, width), axes])
+        split, order = [rows, shape.patch_height, columns, shape.patch_width], [0, 2, 4, 1, 3, 5]
+        if shape.uint8_input:
+            split, order = [*split, shape.channels], [0, 1, 3, 5, 2, 4]
+        else:
+            split = [shape.channels, *split]
+        x = self.node("Reshape", "split_patches", [x, self.integers(0, *split)])
+        x = self.node("Transpose", "sorted_patches", [x], perm=order)
         x = self.node("Reshape", "patches", [x, self.integers(0, rows * columns, shape.patch_values)])
         x = self.linear("patch_embedding", self.quantize("patch_embedding", x) if dynamic else x)
         positions = tensors["position_embeddings"]

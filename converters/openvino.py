@@ -89,10 +89,13 @@ class _Graph:
 
     def model(self) -> openvino.Model:
         shape = self.shape
-        dims = [self.batch or -1, shape.channels, shape.image_height, shape.image_width]
-        pixels = ops.parameter(dims, np.float32, name="pixel_values")
+        size = (shape.image_height, shape.image_width)
+        dims = [*size, shape.channels] if shape.uint8_input else [shape.channels, *size]
+        dtype = np.uint8 if shape.uint8_input else np.float32
+        pixels = ops.parameter([self.batch or -1, *dims], dtype, name="pixel_values")
         pixels.output(0).set_names({"pixel_values"})
-        x = self.embeddings(pixels)
+        planes = ops.transpose(ops.convert(pixels, "f32"), _integers(0, 3, 1, 2)) if shape.uint8_input else pixels
+        x = self.embeddings(planes)
         for layer in range(shape.layers):
             prefix = f"layers.{layer}"
             x = ops.add(x, self.attention(f"{prefix}.attention", self.layernorm(f"{prefix}.layernorm_before", x)))

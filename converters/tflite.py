@@ -36,7 +36,7 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 from numpy.typing import NDArray
 
-from vitedge.converters.tflite_file import Tensor, TfliteModel
+from vitedge.converters.tflite_file import FLOAT, Form, Tensor, TfliteModel
 from vitedge.converters.tflite_versions import INT8_WEIGHTS
 from vitedge.quantization.encoder import Encoder
 from vitedge.quantization.plan import QuantizedLinear
@@ -50,12 +50,14 @@ MINIMUM_RUNTIME = "1.1"
 # Of TensorFlow Lite, as in the file's metadata: the release of FULLY_CONNECTED version 12, the newest operator in use
 # (see `tflite_file`). FP32 models load from 2.9 on, or 2.3 without GELU.
 MINIMUM_TENSORFLOW = "2.17"
+# Pixels as they are, in a form that XNNPACK reads within its one partition.
+PIXELS = Form(np.dtype(np.uint8), scale=1.0)
 
 
 def convert(encoder: Encoder, linears: Mapping[str, QuantizedLinear], folder: Path, batch: int | None) -> None:
     """Writes `folder/model.tflite`.
 
-    The input is `pixel_values` float32 [batch, height, width, channels], RGB, normalized.
+    The input is `pixel_values` [batch, height, width, channels], RGB: float32, normalized; uint8 if the encoder's is.
 
     Args:
         encoder: The encoder that the integers belong to.
@@ -198,10 +200,12 @@ class _Graph:
     def encoder_graph(self) -> tuple[Tensor, dict[str, Tensor]]:
         """Builds the whole graph; returns its input and its outputs by name."""
         shape = self.shape
-        pixel_values = self.model.tensor(
-            "pixel_values", (self.batch, shape.image_height, shape.image_width, shape.channels)
-        )
-        x = self.embeddings(pixel_values)
+        dims = (self.batch, shape.image_height, shape.image_width, shape.channels)
+        pixel_values = self.model.tensor("pixel_values", dims, PIXELS if shape.uint8_input else FLOAT)
+        x = pixel_values
+        if shape.uint8_input:
+            x = self.operator("DEQUANTIZE", "float_pixels", [x], dims, schema.DequantizeOptionsT())
+        x = self.embeddings(x)
         for layer in range(shape.layers):
             prefix = f"layers.{layer}"
             attended = self.attention(f"{prefix}.attention", self.layernorm(f"{prefix}.layernorm_before", x))

@@ -45,6 +45,7 @@ VERSIONS: Mapping[str, tuple[int, str]] = MappingProxyType(
         "ADD on int16": (3, "2.4.0"),  # 3: scales that are no powers of two
         "BATCH_MATMUL on int8": (2, "2.3.0"),
         "BATCH_MATMUL on int16": (3, "2.4.0"),
+        "DEQUANTIZE on uint8": (1, "1.5.0"),
         "DEQUANTIZE on int8": (2, "1.14.0"),
         "DEQUANTIZE on int16": (3, "1.15.0"),
         "FULLY_CONNECTED on int8": (12, "2.17.0"),
@@ -77,4 +78,4 @@ VERSIONS: Mapping[str, tuple[int, str]] = MappingProxyType(
 
 def on_integers(dtype: np.dtype[Any]) -> str:
     """What follows an operator's name in `VERSIONS` if it computes with that type."""
-    return f" on {dtype}" if dtype in (np.int8, np.int16) else ""
+    return f" on {dtype}" if dtype in (np.uint8, np.int8, np.int16) else ""

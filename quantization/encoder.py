@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 from vitedge.runtimes.errors import CheckpointError
+from vitedge.runtimes.preprocess import PixelValues
 
 FloatArray = NDArray[np.float32]
 # (name of the linear, its input [..., in]) -> its output [..., out]
@@ -55,7 +56,8 @@ class EncoderShape:
     """The numbers that fix the graph of a Vision Transformer encoder.
 
     `activation` and `pooler_activation` are keys of `ACTIVATIONS`. `pooler` is the width of the pooler's output and
-    `classes` the number of classes; 0 means that the encoder has none.
+    `classes` the number of classes; 0 means that the encoder has none. With `uint8_input` it takes pixels as they are
+    (see `pixel_input.py`).
     """
 
     image_height: int
@@ -72,6 +74,7 @@ class EncoderShape:
     pooler: int = 0
     pooler_activation: str = "tanh"
     classes: int = 0
+    uint8_input: bool = False
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -186,12 +189,13 @@ def float_linear(encoder: Encoder) -> Linear:
 
 
 @torch.inference_mode()
-def forward(encoder: Encoder, pixel_values: FloatArray, linear: Linear) -> dict[str, FloatArray]:
+def forward(encoder: Encoder, pixel_values: PixelValues, linear: Linear) -> dict[str, FloatArray]:
     """Runs the encoder with the given linear.
 
     Args:
         encoder: The encoder.
-        pixel_values: float32 [batch, channels, height, width], normalized.
+        pixel_values: float32 [batch, channels, height, width], normalized; if the encoder's input is uint8, such
+            [batch, height, width, channels].
         linear: What multiplies; `float_linear(encoder)` gives the FP32 model.
 
     Returns:
@@ -212,7 +216,10 @@ def forward(encoder: Encoder, pixel_values: FloatArray, linear: Linear) -> dict[
         context = functional.scaled_dot_product_attention(query, key, value)
         return linear(name + ".o_proj", context.transpose(1, 2).reshape(x.shape))
 
-    patches = linear("patch_embedding", to_patches(shape, torch.from_numpy(pixel_values)))
+    pixels = torch.from_numpy(pixel_values)
+    if shape.uint8_input:
+        pixels = pixels.permute(0, 3, 1, 2).float()
+    patches = linear("patch_embedding", to_patches(shape, pixels))
     cls_token = tensors["cls_token"].expand(len(patches), 1, shape.hidden)
     x = torch.cat((cls_token, patches), dim=1) + tensors["position_embeddings"]
     for layer in range(shape.layers):

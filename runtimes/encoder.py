@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from vitedge.runtimes.errors import ArtifactError, ImageError, InputShapeError, RuntimeMissingError
 from vitedge.runtimes.image import read_image
 from vitedge.runtimes.manifest import load_manifest, verify_files
+from vitedge.runtimes.preprocess import PixelValues
 
 FloatArray = NDArray[np.float32]
 Image = str | PathLike[str] | NDArray[np.uint8]
@@ -82,14 +83,15 @@ class RuntimeEncoder(ABC):
         """Loads the model once."""
 
     @abstractmethod
-    def _run(self, pixel_values: FloatArray) -> Mapping[str, FloatArray]:
+    def _run(self, pixel_values: PixelValues) -> Mapping[str, FloatArray]:
         """Runs one array in the model's own layout and a batch size that it accepts."""
 
-    def __call__(self, pixel_values: FloatArray) -> dict[str, FloatArray]:
-        """Encodes normalized pixels.
+    def __call__(self, pixel_values: PixelValues) -> dict[str, FloatArray]:
+        """Encodes pixels of the encoder's size.
 
         Args:
-            pixel_values: float32 [n, 3, height, width], RGB, normalized; any n of at least 1.
+            pixel_values: RGB, any n of at least 1: float32 [n, 3, height, width], normalized; or, where the manifest's
+                preprocessing has dtype uint8, uint8 [n, height, width, 3].
 
         Returns:
             The outputs named in the manifest, float32, batch first.
@@ -98,11 +100,12 @@ class RuntimeEncoder(ABC):
             InputShapeError: Another data type or shape, or a pixel that is not finite.
         """
         contract = self.manifest.preprocessing
-        expected = (3, contract.height, contract.width)
-        if pixel_values.dtype != np.float32 or pixel_values.ndim != 4 or pixel_values.shape[1:] != expected:
+        integers = contract.dtype == "uint8"
+        expected = (contract.height, contract.width, 3) if integers else (3, contract.height, contract.width)
+        if pixel_values.dtype != contract.dtype or pixel_values.ndim != 4 or pixel_values.shape[1:] != expected:
             raise InputShapeError(
-                f"pixel_values: expected float32 [n, {', '.join(map(str, expected))}], found {pixel_values.dtype}"
-                f" {list(pixel_values.shape)}"
+                f"pixel_values: expected {contract.dtype} [n, {', '.join(map(str, expected))}], found"
+                f" {pixel_values.dtype} {list(pixel_values.shape)}"
             )
         if not len(pixel_values):
             raise InputShapeError("pixel_values: expected at least one image, found none")
@@ -110,7 +113,7 @@ class RuntimeEncoder(ABC):
         if not finite.all():
             image = int(np.argmin(finite.all(axis=(1, 2, 3))))
             raise InputShapeError(f"pixel_values: expected finite numbers, found NaN or infinity in image {image}")
-        if self.manifest.inputs[0].layout == "NHWC":
+        if self.manifest.inputs[0].layout == "NHWC" and not integers:
             pixel_values = pixel_values.transpose(0, 2, 3, 1)
         batch = self.manifest.inputs[0].shape[0]
         if not isinstance(batch, int):
@@ -226,9 +229,10 @@ def _ahead(
         pool.shutdown(cancel_futures=True)
 
 
-def _padded(pixel_values: FloatArray, batch: int) -> FloatArray:
+def _padded(pixel_values: PixelValues, batch: int) -> PixelValues:
     """The last part of a fixed batch, filled up with zeros whose outputs are dropped."""
     missing = batch - len(pixel_values)
     if missing:
-        pixel_values = np.concatenate((pixel_values, np.zeros((missing, *pixel_values.shape[1:]), np.float32)))
+        zeros = np.zeros((missing, *pixel_values.shape[1:]), pixel_values.dtype)
+        pixel_values = np.concatenate((pixel_values, zeros))
     return np.ascontiguousarray(pixel_values)

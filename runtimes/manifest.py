@@ -230,6 +230,13 @@ def _check(manifest: Manifest) -> None:
             f"input {first.name}: expected 4 dimensions in the order NCHW or NHWC, found {list(first.shape)} in"
             f" {first.layout}"
         )
+    if "uint8" in (first.dtype, manifest.preprocessing.dtype) and (
+        first.dtype != manifest.preprocessing.dtype or first.layout != "NHWC"
+    ):
+        raise ArtifactError(
+            f"input {first.name}: pixels as they are need dtype uint8 in preprocessing and input, in the order NHWC;"
+            f" found {manifest.preprocessing.dtype}, {first.dtype} and {first.layout}"
+        )
     operations = manifest.operations
     if not 0 <= operations.integer_macs <= operations.total_macs or not operations.total_macs:
         raise ArtifactError(

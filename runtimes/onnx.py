@@ -5,8 +5,10 @@ Thread-safe: one encoder may be called from several threads at once.
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from vitedge.runtimes.encoder import FloatArray, RuntimeEncoder
+from vitedge.runtimes.preprocess import PixelValues
 
 
 class OnnxEncoder(RuntimeEncoder):
@@ -17,14 +19,19 @@ class OnnxEncoder(RuntimeEncoder):
     def _load(self, folder: Path, threads: int | None) -> None:
         import onnxruntime  # noqa: PLC0415 - absent runtimes are reported before this line
 
-        options = onnxruntime.SessionOptions()
-        if threads is not None:
-            options.intra_op_num_threads = threads
         self._session = onnxruntime.InferenceSession(
-            str(folder / self.manifest.files[0].name), options, providers=["CPUExecutionProvider"]
+            str(folder / self.manifest.files[0].name), self._options(threads), providers=["CPUExecutionProvider"]
         )
         self._names = [record.name for record in self.manifest.outputs]
 
-    def _run(self, pixel_values: FloatArray) -> Mapping[str, FloatArray]:
+    def _options(self, threads: int | None) -> Any:
+        import onnxruntime  # noqa: PLC0415 - as above
+
+        options = onnxruntime.SessionOptions()
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        return options
+
+    def _run(self, pixel_values: PixelValues) -> Mapping[str, FloatArray]:
         outputs = self._session.run(self._names, {self.manifest.inputs[0].name: pixel_values})
         return dict(zip(self._names, outputs, strict=True))

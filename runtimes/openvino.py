@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from vitedge.runtimes.encoder import FloatArray, RuntimeEncoder
+from vitedge.runtimes.preprocess import PixelValues
 
 
 class OpenVinoEncoder(RuntimeEncoder):
@@ -23,16 +24,18 @@ class OpenVinoEncoder(RuntimeEncoder):
     def _load(self, folder: Path, threads: int | None) -> None:
         import openvino  # noqa: PLC0415 - absent runtimes are reported before this line
 
-        config: dict[str, str | int] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
-        if threads is not None:
-            config["INFERENCE_NUM_THREADS"] = threads
-        self._request = (
-            openvino.Core().compile_model(folder / self.manifest.files[0].name, "CPU", config).create_infer_request()
-        )
+        model = folder / self.manifest.files[0].name
+        self._request = openvino.Core().compile_model(model, "CPU", self._settings(threads)).create_infer_request()
         self._names = [record.name for record in self.manifest.outputs]
         self._lock = threading.Lock()
 
-    def _run(self, pixel_values: FloatArray) -> Mapping[str, FloatArray]:
+    def _settings(self, threads: int | None) -> dict[str, str | int]:
+        settings: dict[str, str | int] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+        if threads is not None:
+            settings["INFERENCE_NUM_THREADS"] = threads
+        return settings
+
+    def _run(self, pixel_values: PixelValues) -> Mapping[str, FloatArray]:
         with self._lock:
             self._request.infer({self.manifest.inputs[0].name: pixel_values})
             return {name: np.array(self._request.get_tensor(name).data, np.float32) for name in self._names}

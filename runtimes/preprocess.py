@@ -22,6 +22,8 @@ from numpy.typing import NDArray
 from vitedge.runtimes.errors import ArtifactError, CheckpointError, InputShapeError
 
 Pixels = NDArray[np.uint8]
+# What an encoder takes: float32 [n, 3, height, width], normalized, or uint8 [n, height, width, 3], as resized.
+PixelValues = NDArray[np.float32] | NDArray[np.uint8]
 
 _PRECISION_BITS = 32 - 8 - 2  # of Pillow's fixed point coefficients
 _MAX_SIDE = 4096
@@ -55,6 +57,7 @@ _FILTERS: Mapping[str, tuple[Callable[[float], float], float]] = MappingProxyTyp
         "lanczos": (lambda x: _sinc(x) * _sinc(x / 3) if -3 <= x < 3 else 0.0, 3.0),
     }
 )
+INPUT_TYPES = ("float32", "uint8")
 _RESAMPLE_NAMES = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # by Pillow's number
 
 
@@ -62,7 +65,8 @@ _RESAMPLE_NAMES = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"
 class Preprocessing:
     """The preprocessing contract: resize to height × width, multiply by `rescale_factor`, subtract mean, divide by std.
 
-    `resample` is Pillow's name of the filter. Mean and std are per channel, RGB.
+    `resample` is Pillow's name of the filter. Mean and std are per channel, RGB. With `dtype` uint8 the encoder does
+    all after the resize by itself, and takes the pixels as they are.
     """
 
     height: int
@@ -71,6 +75,7 @@ class Preprocessing:
     rescale_factor: float
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    dtype: str = "float32"
 
     def __post_init__(self) -> None:
         if not (0 < self.height <= _MAX_SIDE and 0 < self.width <= _MAX_SIDE):
@@ -89,10 +94,14 @@ class Preprocessing:
             )
         if 0 in self.std or self.rescale_factor <= 0:
             raise ArtifactError("preprocessing: std must not be 0, and rescale_factor must be positive")
+        if self.dtype not in INPUT_TYPES:
+            raise ArtifactError(f"preprocessing: expected dtype {' or '.join(INPUT_TYPES)}, found {self.dtype!r}")
 
     @property
     def value_range(self) -> tuple[float, float]:
-        """Smallest and largest normalized value that any pixel can have."""
+        """Smallest and largest value that the encoder can be given."""
+        if self.dtype == "uint8":
+            return 0.0, 255.0
         ends = [
             (value * 255 * self.rescale_factor - mean) / std
             for mean, std in zip(self.mean, self.std, strict=True)
@@ -150,6 +159,7 @@ class Preprocessing:
                 rescale_factor=float(document["rescale_factor"]),
                 mean=_three(document["mean"]),
                 std=_three(document["std"]),
+                dtype=str(document.get("dtype", "float32")),
             )
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ArtifactError(f"preprocessing: not readable ({type(error).__name__}: {error})") from error
@@ -157,26 +167,29 @@ class Preprocessing:
     def to_json(self) -> dict[str, Any]:
         return {**vars(self), "mean": list(self.mean), "std": list(self.std)}
 
-    def __call__(self, image: Pixels) -> NDArray[np.float32]:
+    def __call__(self, image: Pixels) -> PixelValues:
         """One image to the encoder's input.
 
         Args:
             image: uint8 [height, width, 3], RGB, any size.
 
         Returns:
-            float32 [3, height, width], normalized.
+            float32 [3, height, width], normalized; with `dtype` uint8: uint8 [height, width, 3].
 
         Raises:
             InputShapeError: Not such an image.
         """
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
             raise InputShapeError(f"image: expected uint8 [height, width, 3], found {image.dtype} {list(image.shape)}")
-        planes = resize(image, self.height, self.width, self.resample).transpose(2, 0, 1)
+        resized = resize(image, self.height, self.width, self.resample)
+        if self.dtype == "uint8":
+            return resized
+        planes = resized.transpose(2, 0, 1)
         tables = _normalization_tables(self.rescale_factor, self.mean, self.std)
         return np.stack([table[plane] for table, plane in zip(tables, planes, strict=True)])
 
-    def batch(self, images: Sequence[Pixels]) -> NDArray[np.float32]:
-        """Images of any sizes to float32 [n, 3, height, width]."""
+    def batch(self, images: Sequence[Pixels]) -> PixelValues:
+        """Images of any sizes to what an encoder takes, images first."""
         return np.stack([self(image) for image in images])
 
 

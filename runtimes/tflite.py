@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from vitedge.runtimes.encoder import FloatArray, RuntimeEncoder
 from vitedge.runtimes.errors import ArtifactError
 from vitedge.runtimes.manifest import TensorRecord
+from vitedge.runtimes.preprocess import PixelValues
 
-_INTEGERS = ("int8", "int16")
+_PLAIN, _INTEGERS = ("float32", "uint8"), ("int8", "int16")
 
 
 class TfliteEncoder(RuntimeEncoder):
@@ -35,15 +36,15 @@ class TfliteEncoder(RuntimeEncoder):
         self._runner = self._interpreter.get_signature_runner("serving_default")
         self._lock = threading.Lock()
 
-    def _run(self, pixel_values: FloatArray) -> Mapping[str, FloatArray]:
+    def _run(self, pixel_values: PixelValues) -> Mapping[str, FloatArray]:
         record = self.manifest.inputs[0]
         with self._lock:
             outputs = self._runner(**{record.name: quantize(pixel_values, record)})
         return {record.name: dequantize(outputs[record.name], record) for record in self.manifest.outputs}
 
 
-def quantize(value: FloatArray, record: TensorRecord) -> NDArray[Any]:
-    """Real numbers to what the tensor holds: integers, rounded to nearest and clipped, or float32 as it is."""
+def quantize(value: PixelValues, record: TensorRecord) -> NDArray[Any]:
+    """Real numbers to what the tensor holds: integers, rounded to nearest and clipped, or the values as they are."""
     if record.scale is None or record.zero_point is None:
         return value
     limits = np.iinfo(record.dtype)
@@ -59,11 +60,11 @@ def dequantize(value: NDArray[Any], record: TensorRecord) -> FloatArray:
 
 
 def _check_scale(record: TensorRecord) -> None:
-    """Refuses a manifest that does not say what a tensor's integers mean, or gives a meaning to floats."""
+    """Refuses a manifest that does not say what a tensor's integers mean, or gives a meaning to floats or pixels."""
     described = record.scale is not None and record.zero_point is not None and 0 < record.scale < np.inf
     absent = record.scale is None and record.zero_point is None
-    if not (absent if record.dtype == "float32" else described and record.dtype in _INTEGERS):
+    if not (absent if record.dtype in _PLAIN else described and record.dtype in _INTEGERS):
         raise ArtifactError(
-            f"{record.name}: expected float32 without, or {' or '.join(_INTEGERS)} with scale and zero point, found"
-            f" {record.dtype} with scale {record.scale} and zero point {record.zero_point}"
+            f"{record.name}: expected {' or '.join(_PLAIN)} without, or {' or '.join(_INTEGERS)} with scale and zero"
+            f" point, found {record.dtype} with scale {record.scale} and zero point {record.zero_point}"
         )

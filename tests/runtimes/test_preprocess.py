@@ -228,7 +228,7 @@ def test_reads_what_transformers_writes(resample: int, tmp_path: Path) -> None:
 )
 def test_reads_what_a_config_may_say(config: dict[str, Any], changed: dict[str, Any]) -> None:
     defaults = {"height": 224, "width": 224, "resample": "bilinear", "rescale_factor": 1 / 255}
-    defaults |= {"mean": (0.5,) * 3, "std": (0.5,) * 3}
+    defaults |= {"mean": (0.5,) * 3, "std": (0.5,) * 3, "dtype": "float32"}
     assert vars(Preprocessing.from_config(config)) == defaults | changed
 
 

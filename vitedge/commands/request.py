@@ -22,9 +22,9 @@ class BuildRequest:
 
     `plan` is a `plan.json` whose decisions replace the target's own; `activations` dynamic gives every linear a range
     per row, static none; int8 and int16 are for target npu, which makes TFLite files only, with `integer_io` ones
-    whose input and outputs are integers. `portable` ONNX files have standard operators only. Without `evaluation`,
-    images of `images` that calibration did not take are held out to judge on. `batch` None means any.
-    `bench_seconds` 0 skips the benchmark, as target npu does.
+    whose input and outputs are integers. With `input` uint8 the encoder takes pixels as they are. `portable` ONNX files
+    have standard operators only. Without `evaluation`, images of `images` that calibration did not take are held out to
+    judge on. `batch` None means any. `bench_seconds` 0 skips the benchmark, as target npu does.
     """
 
     source: str
@@ -37,6 +37,7 @@ class BuildRequest:
     activations: Activations = "auto"
     integer_io: bool = False
     portable: bool = False
+    input: Literal["float32", "uint8"] = "float32"
     ranges: RangeMethod = "min-max"
     calibration_images: int = 128
     image_size: int | None = None
@@ -60,6 +61,8 @@ class BuildRequest:
             raise PlanError(f"--target {NPU} makes TFLite files only: pass --runtime tflite, or no --runtime")
         if self.integer_io and self.target != NPU:
             raise PlanError(f"--integer-io is for --target {NPU}; the input and outputs of CPU artifacts are float")
+        if self.input == "uint8" and self.target == NPU:
+            raise PlanError(f"--input uint8 is for CPU targets; for --target {NPU} there is --integer-io")
         if self.portable and "onnx" not in self.runtimes:
             advice = "" if self.target == NPU else ", or add --runtime onnx"
             raise PlanError(f"--portable is for ONNX artifacts; leave it out{advice}")
