@@ -14,7 +14,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from vitedge.benchmarks.measure import BenchReport, measure_all
+from vitedge.benchmarks.measure import measure_all
+from vitedge.benchmarks.results import BenchReport
 from vitedge.calibration.images import ImageSet, batches, hold_out, refuse_overlap, scan, too_few_warning
 from vitedge.commands.clock import Clock
 from vitedge.commands.cpu import choose_recipes, plan_for_cpu
@@ -103,7 +104,7 @@ def build(request: BuildRequest, console: Console) -> BuildResult:
         bench = None
         if request.bench_seconds and request.target != NPU and (not failures or request.keep_failing):
             with clock("bench"):
-                bench = _bench(request, new, console)
+                bench = _bench(request, new, {} if request.random_weights else built.accuracy, console)
         manifests = _finish(built, bench, new)
         report = _report(site, built, bench, failures)
         (new / REPORT_FILE).write_text(json.dumps(report, indent=1, allow_nan=False) + "\n", encoding="utf-8")
@@ -129,8 +130,10 @@ class BuildRefusedError(GateFailedError):
 
 def _load(request: BuildRequest) -> Checkpoint:
     if request.random_weights:
-        return random_checkpoint(request.source, seed=request.seed, image_size=request.image_size)
-    return load_checkpoint(request.source, revision=request.revision, image_size=request.image_size)
+        checkpoint = random_checkpoint(request.source, seed=request.seed, image_size=request.image_size)
+    else:
+        checkpoint = load_checkpoint(request.source, revision=request.revision, image_size=request.image_size)
+    return checkpoint.with_uint8_input() if request.input == "uint8" else checkpoint
 
 
 def _image_sets(request: BuildRequest, console: Console) -> tuple[ImageSet, ImageSet | None]:
@@ -295,16 +298,21 @@ def _doubts(accuracy: Mapping[str, AccuracyReport], request: BuildRequest) -> tu
     return tuple(f"{name}: {doubt}" for name, report in accuracy.items() for doubt in doubts(report, request.gates))
 
 
-def _bench(request: BuildRequest, new: Path, console: Console) -> BenchReport:
+def _bench(request: BuildRequest, new: Path, accuracy: Mapping[str, AccuracyReport], console: Console) -> BenchReport:
     pairs = {runtime: (new / runtime, new / "fp32" / runtime) for runtime in request.runtimes}
     with console.bar("Benchmarking INT8 against FP32, interleaved", len(pairs)) as advance:
-        return measure_all(
+        report = measure_all(
             pairs,
             threads=request.threads,
             batch=request.batch or 1,
             seconds=request.bench_seconds,
+            sqnr_db={runtime: found.outputs["last_hidden_state"].sqnr_db for runtime, found in accuracy.items()},
             progress=advance,
         )
+    for runtime, pair in report.pairs.items():
+        if pair.speedup is not None and not pair.speedup.is_faster:
+            console.warn(f"{runtime}: INT8 is not clearly faster than FP32 on this machine: {pair.speedup}")
+    return report
 
 
 def _finish(built: _Built, bench: BenchReport | None, folder: Path) -> dict[str, Manifest]:
