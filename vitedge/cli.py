@@ -241,22 +241,27 @@ def bench(
 @app.command()
 def run(
     artifact: Annotated[Path, typer.Argument(help="An artifact such as OUT/onnx.")],
-    images: Annotated[list[Path], typer.Argument(help="Image files.")],
+    images: Annotated[list[Path], typer.Argument(help="Image files, and folders of them at any depth.")],
     threads: Threads = 1,
     save: Annotated[Path | None, typer.Option(help="Save all outputs to this .npz file.")] = None,
     as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
-    """Classes, or features, of images.
+    """Classes, or features, of images; any number of them in the same memory.
 
-    Example: `vitedge run out/onnx cat.jpg dog.jpg --save features.npz`
+    Examples:
+    `vitedge run out/onnx cat.jpg dog.jpg`
+
+    `vitedge run out/onnx photos --save features.npz`
     """
     with _errors():
         from vitedge import tables
         from vitedge.commands.run import run as run_images
 
-        result = run_images(artifact, images, threads=threads, save=save)
+        rows = None if as_json else tables.RUN_ROWS
+        result = run_images(artifact, images, threads=threads, save=save, rows=rows, console=Console(quiet=quiet))
         if as_json:
-            _print_json(result.to_json())
+            sys.stdout.writelines(result.to_json())
         else:
             tables.show(tables.run_table(result))
 

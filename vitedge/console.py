@@ -5,7 +5,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console as RichConsole
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
 
 
 class Console:
@@ -33,8 +43,8 @@ class Console:
         self.note(f"{text}: done")
 
     @contextmanager
-    def bar(self, text: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
-        """Work that advances: yields what to call with the number of things done."""
+    def bar(self, text: str, total: int | None = None, *, unit: str = "") -> Iterator[Callable[[int], None]]:
+        """Work that advances: yields what to call with the number of things done; with a unit, their speed is shown."""
         if not self._watched:
             self.note(text)
             yield lambda _: None
@@ -45,7 +55,20 @@ class Console:
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
+            *([_SpeedColumn(unit)] if unit else []),
         )
         with Progress(*columns, console=self._rich) as progress:
             task = progress.add_task(text, total=total)
             yield lambda count: progress.advance(task, count)
+
+
+class _SpeedColumn(ProgressColumn):
+    """Things per second, lately; in the end over all."""
+
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self._unit = unit
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:.1f} {self._unit}/s")

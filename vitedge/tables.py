@@ -14,6 +14,7 @@ from vitedge.runtimes.saturation import Saturation
 
 _WIDTH = 112
 _UNSAFE_NAMED = 5
+RUN_ROWS = 10  # images of a run that its table shows
 _INTERVALS = "± and [ ]: 95 % bootstrap interval over images; p: McNemar's exact test"
 _NAMES = {"onnx": "ONNX", "openvino": "OpenVINO", "tflite": "TFLite"}
 
@@ -81,18 +82,22 @@ def bench_table(report: Any) -> RenderableType:
 
 
 def run_table(result: Any) -> RenderableType:
-    """Classes of images, or the beginnings of their features."""
+    """Classes of the first images, or the beginnings of their features, and how many there are."""
     table = Table(header_style="bold")
     table.add_column("image")
-    table.add_column("classes" if "logits" in result.outputs else "class token (first values)")
-    for index, name in enumerate(result.images):
-        if classes := result.top(index):
-            table.add_row(name, ", ".join(f"{label} {probability:.1%}" for label, probability in classes))
+    table.add_column("classes" if "logits" in result.shapes else "class token (first values)")
+    for row in result.rows:
+        if row.cls is None:
+            table.add_row(row.image, ", ".join(f"{label} {probability:.1%}" for label, probability in row.classes))
         else:
-            values = result.outputs["last_hidden_state"][index, 0, :6]
-            table.add_row(name, " ".join(f"{value:+.3f}" for value in values) + " …")
-    shapes = ", ".join(f"{name} {list(output.shape)}" for name, output in result.outputs.items())
-    return Group(table, f"outputs: {shapes}")
+            table.add_row(row.image, " ".join(f"{value:+.3f}" for value in row.cls[:6]) + " …")
+    lines = []
+    if len(result.rows) < result.images:
+        lines.append(f"the first {len(result.rows)} of {result.images} images; --json tells of all, --save saves all")
+    if result.skipped:
+        lines.append(f"{len(result.skipped)} files that cannot be read were skipped")
+    shapes = ", ".join(f"{name} {list(shape)}" for name, shape in result.shapes.items())
+    return Group(table, *lines, f"outputs: {shapes}")
 
 
 def inspect_table(item: Any) -> RenderableType:
