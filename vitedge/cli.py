@@ -269,21 +269,27 @@ def run(
 @app.command()
 def inspect(
     artifact: Annotated[Path, typer.Argument(help="An artifact such as OUT/onnx, or OUT for all of them.")],
+    profile: Annotated[bool, typer.Option("--profile", help="Also where the time of an inference goes.")] = False,
+    threads: Threads = 1,
     as_json: Json = False,
 ) -> None:
     """What is integer, what is float, and what it needs to run; checks the files against the manifest.
 
-    Example: `vitedge inspect out/onnx`
+    A profile runs the artifact: time by operator and kernel, conversions, and linears that fell back to float.
+
+    Example: `vitedge inspect out/onnx --profile`
     """
     with _errors():
         from vitedge import tables
         from vitedge.commands.inspect import inspect as run_inspect
+        from vitedge.profile_table import profile_table
 
-        found = run_inspect(artifact)
+        found = run_inspect(artifact, profile=profile, threads=threads)
         if as_json:
             _print_json({"format": "vitedge-inspect/1", "artifacts": [item.to_json() for item in found]})
         else:
             tables.show(*(tables.inspect_table(item) for item in found))
+            tables.show(*(profile_table(item.profile) for item in found if item.profile))
 
 
 def main() -> None:

@@ -1,10 +1,15 @@
-"""`vitedge inspect`: what an artifact is made of, whether its files are whole, and whether it fits this machine."""
+"""`vitedge inspect`: what an artifact is made of, whether its files are whole, and whether it fits this machine.
+
+With a profile, also where the time of an inference goes here.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vitedge.benchmarks.machine import Machine, describe_machine
+from vitedge.benchmarks.profile import Profile
+from vitedge.benchmarks.profile import profile as run_profile
 from vitedge.runtimes.encoder import DISTRIBUTIONS, installed_version, is_older
 from vitedge.runtimes.manifest import Manifest, artifact_folders, load_manifest, verify_files
 
@@ -15,28 +20,37 @@ _ARM = frozenset({"neon", "asimd"})
 
 @dataclass(frozen=True)
 class Inspection:
-    """A verified manifest, and what this machine makes of it, in words."""
+    """A verified manifest, what this machine makes of it, in words, and its profile here if one was asked for."""
 
     folder: Path
     manifest: Manifest
     fits: tuple[str, ...]
+    profile: Profile | None
 
     def to_json(self) -> dict[str, Any]:
         share = self.manifest.operations.integer_share
-        return {"folder": str(self.folder), **self.manifest.to_json(), "integer_macs_share": share, "fits": self.fits}
+        document = {"folder": str(self.folder), **self.manifest.to_json(), "integer_macs_share": share}
+        return document | {"fits": self.fits, "profile": self.profile.to_json() if self.profile else None}
 
 
-def inspect(artifact: Path) -> tuple[Inspection, ...]:
+def inspect(artifact: Path, *, profile: bool = False, threads: int = 1) -> tuple[Inspection, ...]:
     """Reads and verifies every artifact at a path.
+
+    Args:
+        artifact: An artifact folder, or the folder of a build.
+        profile: Whether to run each under its runtime's profiler.
+        threads: Threads of the runtime in a profile.
 
     Raises:
         ArtifactError: No artifact there, or its files do not match its manifest.
+        RuntimeMissingError: A profile was asked for, and the runtime is not installed.
     """
     found, machine = [], describe_machine()
     for folder in artifact_folders(artifact).values():
         manifest = load_manifest(folder)
         verify_files(manifest, folder)
-        found.append(Inspection(folder, manifest, (_runtime_verdict(manifest), cpu_verdict(manifest, machine))))
+        fits = _runtime_verdict(manifest), cpu_verdict(manifest, machine)
+        found.append(Inspection(folder, manifest, fits, run_profile(folder, threads=threads) if profile else None))
     return tuple(found)
 
 
