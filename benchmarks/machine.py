@@ -8,7 +8,7 @@ import os
 import platform
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -83,27 +83,46 @@ class Machine:
         return asdict(self)
 
 
-def describe_machine(root: Path = Path("/")) -> Machine:
+@dataclass(frozen=True)
+class Sensors:
+    """What changes while something runs; None where the system does not say."""
+
+    frequency_mhz: float | None
+    temperature_celsius: float | None
+
+
+@dataclass(frozen=True)
+class CpuTimes:
+    """Seconds that all cores together have spent since the start: at work, stolen by the hypervisor, and in all."""
+
+    busy: float
+    steal: float
+    total: float
+
+
+def describe_machine(root: Path = Path("/"), *, cpus: Sequence[int] = ()) -> Machine:
     """Describes the machine that this process runs on.
 
     Args:
         root: Where `proc`, `sys` and `etc` are.
+        cpus: Cores whose governor and frequencies count; empty means all usable ones.
 
     Returns:
         What is known about it.
     """
     cpuinfo = _text(root / "proc/cpuinfo") or ""
-    cores = _usable_cores()
-    frequencies = _of_cores(root, cores, "scaling_cur_freq")
+    usable = _usable_cores()
+    cores = tuple(cpus) or usable
+    sensors = read_sensors(root, cpus=cpus)
     return Machine(
         cpu_model=_cpu_model(cpuinfo, root),
         architecture=platform.machine() or None,
-        usable_cores=len(cores) or os.cpu_count(),
+        usable_cores=len(usable) or os.cpu_count(),
         isa_flags=_isa_flags(cpuinfo),
         governor=", ".join(sorted(set(_of_cores(root, cores, "scaling_governor")))) or None,
-        frequency_mhz=_highest(frequencies, 1000) or _highest(_fields(cpuinfo, "cpu MHz"), 1),
+        frequency_mhz=sensors.frequency_mhz,
         max_frequency_mhz=_highest(_of_cores(root, cores, "cpuinfo_max_freq"), 1000),
-        temperature_celsius=_temperature(root),
+        temperature_celsius=sensors.temperature_celsius,
         memory_total_bytes=_memory_total(root),
         system=_system_name(root),
         kernel=f"{platform.system()} {platform.release()}".strip() or None,
@@ -111,6 +130,25 @@ def describe_machine(root: Path = Path("/")) -> Machine:
         numpy_version=np.__version__,
         load_average_1min=_load_average(),
     )
+
+
+def read_sensors(root: Path = Path("/"), *, cpus: Sequence[int] = ()) -> Sensors:
+    """The highest clock of the cores that count (as in `describe_machine`), and the CPU's temperature, now."""
+    frequencies = _of_cores(root, tuple(cpus) or _usable_cores(), "scaling_cur_freq")
+    frequency_mhz = _highest(frequencies, 1000) or _highest(_fields(_text(root / "proc/cpuinfo") or "", "cpu MHz"), 1)
+    return Sensors(frequency_mhz, _temperature(root))
+
+
+def cpu_times(root: Path = Path("/")) -> CpuTimes | None:
+    """Reads /proc/stat (proc_stat(5)); None where it is absent or locked, as on Android."""
+    found = re.search(r"^cpu +(.*)$", _text(root / "proc/stat") or "", re.MULTILINE)
+    ticks = _numbers(found[1].split()) if found else []
+    if len(ticks) < 8:
+        return None
+    # Guest time is in user time already.
+    user, nice, system, idle, iowait, irq, softirq, steal = (value / os.sysconf("SC_CLK_TCK") for value in ticks[:8])
+    busy = user + nice + system + irq + softirq
+    return CpuTimes(busy, steal, busy + idle + iowait + steal)
 
 
 def _cpu_model(cpuinfo: str, root: Path) -> str | None:

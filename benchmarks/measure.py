@@ -5,8 +5,9 @@ How a pair is measured so that the numbers repeat:
 - Each artifact has a process of its own (`worker.py`), loaded one after the other. Both stay alive; one runs at a time.
 - Rounds: a block of inferences of the one, then of the other, the order reversed from round to round (ABBA), so that a
   clock that drifts or a neighbour that wakes up meets both alike.
-- Each round gives one speedup, from the medians of its two blocks; the verdict is about the median and the spread of
-  these. Latencies themselves are pooled over all rounds.
+- Each round gives one speedup, from the medians of its two blocks; the verdict is about the median of these and its
+  95 % bootstrap interval (`speedup.py`). Latencies themselves are pooled over all rounds.
+- What makes a run doubtful is said beside it (`flags.py`).
 - As many rounds as fit the time given: a block is a share of that time, one inference of a large encoder or hundreds of
   a tiny one. In a block of several the first is discarded: it finds the caches full of the other's weights.
 """
@@ -14,31 +15,23 @@ How a pair is measured so that the numbers repeat:
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from types import MappingProxyType
+from typing import Protocol
 
 import numpy as np
 
-from vitedge.benchmarks.machine import Machine, describe_machine
-from vitedge.benchmarks.process import BenchmarkError, Worker, running, worker_command
+from vitedge.benchmarks.flags import conditions, machine_flags, outlier_share, pair_flags
+from vitedge.benchmarks.machine import cpu_times, describe_machine, read_sensors
+from vitedge.benchmarks.process import BenchmarkError, Command, Worker, running, worker_command
+from vitedge.benchmarks.results import ArtifactResult, BenchReport, PairResult, RivalResult
+from vitedge.benchmarks.speedup import Speedup, median_interval, speedup_of
 from vitedge.runtimes.manifest import load_manifest
 
-__all__ = [
-    "ArtifactResult",
-    "BenchReport",
-    "BenchmarkError",
-    "PairResult",
-    "Speedup",
-    "measure_all",
-    "measure_pair",
-]
+__all__ = ["BenchmarkError", "Rival", "interleaved", "measure_all", "measure_pair"]
 
-FORMAT = "vitedge-bench/1"
-# Two processes that run the same file differ: their memory is laid out differently, for as long as they live. Of 15
-# files measured against themselves (0.1 to 90 ms, three runtimes) 5 had a 10th to 90th percentile that left out 1, the
-# worst median was 1.03 and the worst 10th percentile 1.02. What is within that is no difference of the artifacts.
-CLEAR_RATIO = 1.03
 _TARGET_ROUNDS = 20
 _MAX_BLOCK_RUNS = 1000
 _WARM_UP_RUNS = 2
@@ -46,87 +39,15 @@ _WARM_UP_MS = 300.0
 
 
 @dataclass(frozen=True)
-class ArtifactResult:
-    """One artifact. Latencies are of one call of the wrapper with one batch, after warm-up.
-
-    `latency_iqr_ms` is the distance between the quartiles. `load_ms` is the construction of the wrapper, with the
-    verification of the files; `first_ms` the first inference. `peak_bytes` is the most memory that its process ever
-    held, of which `bare_bytes` are Python and the imported runtime; None where the system does not say.
+class Rival:
+    """Another's model to run in the rounds of a pair: its name, precision, size in bytes if it has a file of its own,
+    and what gives the command line of its measuring process.
     """
 
+    name: str
     precision: str
-    latency_median_ms: float
-    latency_p90_ms: float
-    latency_iqr_ms: float
-    samples: int
-    load_ms: float
-    first_ms: float
-    peak_bytes: int | None
-    bare_bytes: int | None
-    size_bytes: int
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-@dataclass(frozen=True)
-class Speedup:
-    """FP32 latency divided by the artifact's, one quotient per round: their median, 10th and 90th percentile."""
-
-    median: float
-    p10: float
-    p90: float
-    rounds: int
-
-    @property
-    def verdict(self) -> str:
-        """The result in words: a difference only if 8 of 10 rounds agree on it, and it exceeds `CLEAR_RATIO`."""
-        if self.p10 > CLEAR_RATIO:
-            return f"{self.median:.2f}× faster than FP32 here"
-        if self.p90 < 1 / CLEAR_RATIO:
-            return f"SLOWER than FP32 here ({self.median:.2f}×): use FP32 on this machine"
-        return f"no clear difference from FP32 here ({self.p10:.2f}–{self.p90:.2f}×)"
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-@dataclass(frozen=True)
-class PairResult:
-    """An artifact and, unless it has none, its FP32 twin, measured in turn."""
-
-    threads: int
-    batch: int
-    artifact: ArtifactResult
-    fp32: ArtifactResult | None
-    speedup: Speedup | None
-
-    @property
-    def verdict(self) -> str:
-        return self.speedup.verdict if self.speedup else "no FP32 artifact to compare with"
-
-    def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "verdict": self.verdict}
-
-
-@dataclass(frozen=True)
-class BenchReport:
-    """Several pairs, by name, and the machine they were measured on."""
-
-    machine: Machine
-    threads: int
-    batch: int
-    pairs: Mapping[str, PairResult]
-
-    def to_json(self) -> dict[str, Any]:
-        pairs = {name: pair.to_json() for name, pair in self.pairs.items()}
-        return {
-            "format": FORMAT,
-            "machine": self.machine.to_json(),
-            "threads": self.threads,
-            "batch": self.batch,
-            "pairs": pairs,
-        }
+    size_bytes: int | None
+    command: Command
 
 
 def measure_all(
@@ -135,6 +56,9 @@ def measure_all(
     threads: int,
     batch: int = 1,
     seconds: float = 8.0,
+    cpus: Sequence[int] = (),
+    rivals: Mapping[str, Sequence[Rival]] = MappingProxyType({}),
+    sqnr_db: Mapping[str, float] = MappingProxyType({}),
     progress: Callable[[int], None] = lambda _: None,
 ) -> BenchReport:
     """Measures several pairs, one after the other.
@@ -144,18 +68,24 @@ def measure_all(
         threads: Threads of the runtime.
         batch: Images per inference.
         seconds: As in `measure_pair`, for each pair.
+        cpus: As in `measure_pair`.
+        rivals: As in `measure_pair`, by the name of the pair.
+        sqnr_db: Accuracy of artifacts by name; of those that are equally fast the most accurate is the best.
         progress: Called with 1 when a pair is done.
 
     Raises:
         ArtifactError: A folder is not an artifact.
         BenchmarkError: A measuring process cannot load its artifact, died, or hung.
     """
-    machine = describe_machine()
+    machine = describe_machine(cpus=cpus)
     results = {}
     for name, (artifact, twin) in pairs.items():
-        results[name] = measure_pair(artifact, twin, threads=threads, batch=batch, seconds=seconds)
+        results[name] = measure_pair(
+            artifact, twin, threads=threads, batch=batch, seconds=seconds, cpus=cpus, rivals=rivals.get(name, ())
+        )
         progress(1)
-    return BenchReport(machine, threads, batch, results)
+    flags = machine_flags(machine, threads=threads, cpus=cpus)
+    return BenchReport(machine, threads, batch, tuple(cpus), results, flags, dict(sqnr_db))
 
 
 def measure_pair(
@@ -165,6 +95,8 @@ def measure_pair(
     threads: int,
     batch: int = 1,
     seconds: float = 8.0,
+    cpus: Sequence[int] = (),
+    rivals: Sequence[Rival] = (),
     minimum_rounds: int = 6,
     limit_seconds: float = 300.0,
     progress: Callable[[int], None] = lambda _: None,
@@ -176,7 +108,9 @@ def measure_pair(
         twin: Artifact folder of the same encoder in FP32 for the same runtime, or None.
         threads: Threads of the runtime.
         batch: Images per inference.
-        seconds: Time for the rounds; loading and warm-up come on top.
+        seconds: Time for the rounds of two models, half of it more for each rival; loading and warm-up come on top.
+        cpus: CPUs that the artifacts' processes are pinned to; empty leaves that to the system.
+        rivals: Others' models, to run in the same rounds.
         minimum_rounds: Rounds to measure even if that takes longer.
         limit_seconds: Longest time that loading, or one block of inferences, may take.
         progress: Called after each round with the number of rounds so far.
@@ -185,23 +119,57 @@ def measure_pair(
         ArtifactError: A folder is not an artifact.
         BenchmarkError: A measuring process cannot load its artifact, died, or hung.
     """
-    folders = [artifact] if twin is None else [artifact, twin]
-    manifests = [load_manifest(folder) for folder in folders]
+    ours = [_ours(folder) for folder in (artifact, twin) if folder is not None]
+    models = [*ours, *rivals]
+    sensors = []
+
+    def after_round(count: int) -> None:
+        sensors.append(read_sensors(cpus=cpus))
+        progress(count)
+
     with ExitStack() as stack:
-        workers = [
-            stack.enter_context(
-                running(worker_command(folder, threads=threads, batch=batch), limit_seconds=limit_seconds)
-            )
-            for folder in folders
-        ]
-        rounds = interleaved(workers, seconds=seconds, minimum_rounds=minimum_rounds, progress=progress)
-        results = [
-            _result(manifest.precision, manifest.size_bytes, worker, [block[place] for block in rounds])
-            for place, (manifest, worker) in enumerate(zip(manifests, workers, strict=True))
-        ]
-    if twin is None:
-        return PairResult(threads, batch, results[0], None, None)
-    return PairResult(threads, batch, results[0], results[1], speedup_of(rounds))
+        commands = [model.command(threads=threads, batch=batch, cpus=cpus) for model in models]
+        workers = [stack.enter_context(running(command, limit_seconds=limit_seconds)) for command in commands]
+        own_before, before = _own_seconds(workers), cpu_times()
+        rounds = interleaved(
+            workers,
+            seconds=seconds * (1 + len(rivals) / 2),
+            minimum_rounds=minimum_rounds,
+            progress=after_round,
+        )
+        after, own_after = cpu_times(), _own_seconds(workers)
+        blocks = [[blocks[place] for blocks in rounds] for place in range(len(models))]
+        results = [_result(*measured) for measured in zip(models, workers, blocks, strict=True)]
+    found = conditions(sensors, before, after, own_after - own_before)
+
+    def speedup_over(place: int) -> Speedup:
+        return speedup_of(list(zip(blocks[0], blocks[place], strict=True)))
+
+    return PairResult(
+        threads=threads,
+        batch=batch,
+        cpus=tuple(cpus),
+        artifact=results[0],
+        fp32=None if twin is None else results[1],
+        speedup=None if twin is None else speedup_over(1),
+        rivals=tuple(
+            RivalResult(models[place].name, results[place], speedup_over(place))
+            for place in range(len(ours), len(models))
+        ),
+        conditions=found,
+        flags=pair_flags([model.name for model in models], rounds, found),
+    )
+
+
+def _ours(folder: Path) -> Rival:
+    """An artifact, as what runs in the rounds."""
+    manifest = load_manifest(folder)
+    command = partial(worker_command, folder)
+    return Rival(manifest.precision.upper(), manifest.precision, manifest.size_bytes, command)
+
+
+def _own_seconds(workers: Sequence[Worker]) -> float:
+    return time.process_time() + sum(worker.cpu_seconds() for worker in workers)
 
 
 class Runner(Protocol):
@@ -239,13 +207,6 @@ def interleaved(
             return rounds
 
 
-def speedup_of(rounds: Sequence[tuple[list[float], ...]]) -> Speedup:
-    """The speedup of the first over the second of two that were measured in rounds."""
-    ratios = [np.median(second) / np.median(first) for first, second in rounds]
-    p10, median, p90 = np.percentile(ratios, (10, 50, 90))
-    return Speedup(float(median), float(p10), float(p90), len(ratios))
-
-
 def _warm_up(runner: Runner) -> float:
     """Runs until caches, threads and clocks are up, and returns a typical latency in milliseconds."""
     latency_ms = min(runner.run(_WARM_UP_RUNS))
@@ -257,19 +218,21 @@ def _block(runner: Runner, count: int) -> list[float]:
     return runner.run(count) if count == 1 else runner.run(count + 1)[1:]
 
 
-def _result(precision: str, size_bytes: int, worker: Worker, blocks: Sequence[list[float]]) -> ArtifactResult:
+def _result(model: Rival, worker: Worker, blocks: Sequence[list[float]]) -> ArtifactResult:
     latencies_ms = np.concatenate(blocks)
     lower, median, upper, p90 = (float(value) for value in np.percentile(latencies_ms, (25, 50, 75, 90)))
     peak_bytes, bare_bytes = worker.memory()
     return ArtifactResult(
-        precision=precision,
+        precision=model.precision,
         latency_median_ms=median,
+        latency_interval_ms=median_interval([float(np.median(block)) for block in blocks]),
         latency_p90_ms=p90,
         latency_iqr_ms=upper - lower,
+        outlier_share=outlier_share(latencies_ms),
         samples=len(latencies_ms),
         load_ms=worker.load_ms,
         first_ms=worker.first_ms,
         peak_bytes=peak_bytes,
         bare_bytes=bare_bytes,
-        size_bytes=size_bytes,
+        size_bytes=model.size_bytes,
     )

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 from vitedge.runtimes.errors import VitedgeError
 
@@ -22,13 +22,30 @@ class BenchmarkError(VitedgeError):
     """A measurement is impossible: the measuring process cannot load the artifact, died, or took too long."""
 
 
-def worker_command(artifact: Path, *, threads: int, batch: int) -> list[str]:
-    """The command line of a measuring process.
+class Command(Protocol):
+    """What gives the command line of a measuring process, one that answers as `worker.py` does."""
 
-    -P keeps the current folder out of its imports: an `onnx.py` that lies there must not be measured instead.
-    """
-    module = [sys.executable, "-P", "-m", "vitedge.benchmarks.worker"]
-    return [*module, str(artifact), "--threads", str(threads), "--batch", str(batch)]
+    def __call__(self, *, threads: int, batch: int, cpus: Sequence[int]) -> list[str]: ...
+
+
+def worker_command(artifact: Path, *, threads: int, batch: int, cpus: Sequence[int] = ()) -> list[str]:
+    """The command line of a measuring process, which may run on all CPUs, or on some."""
+    return _command("worker", str(artifact), threads=threads, batch=batch, cpus=cpus)
+
+
+def torch_command(
+    artifact: Path, *, model: str | None = None, threads: int, batch: int, cpus: Sequence[int] = ()
+) -> list[str]:
+    """The same for the checkpoint that an artifact was built from, or `model` if that moved, in PyTorch."""
+    moved = [] if model is None else ["--model", model]
+    return _command("torch_worker", str(artifact), *moved, threads=threads, batch=batch, cpus=cpus)
+
+
+def _command(module: str, *arguments: str, threads: int, batch: int, cpus: Sequence[int]) -> list[str]:
+    """-P keeps the current folder out of its imports: an `onnx.py` that lies there must not be measured instead."""
+    pinned = ["--cpus", ",".join(map(str, cpus))] if cpus else []
+    run = [sys.executable, "-P", "-m", f"vitedge.benchmarks.{module}", *arguments]
+    return [*run, "--threads", str(threads), "--batch", str(batch), *pinned]
 
 
 class Worker:
@@ -58,6 +75,10 @@ class Worker:
         """Peak memory so far, and memory before the artifact was loaded, in bytes."""
         reply = self._ask({"memory": True})
         return reply["peak_bytes"], reply["bare_bytes"]
+
+    def cpu_seconds(self) -> float:
+        """CPU time of all its threads since it started."""
+        return float(self._ask({"cpu": True})["cpu_seconds"])
 
     def _ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
         # A process that is gone cannot be written to; _reply then says why it went.

@@ -67,12 +67,14 @@ class Recipe:
         runtime: Which start point it takes and which wrapper runs it.
         quantize: From the folder of the FP32 model and the calibration images to the same files in another folder.
         slow: Runs in reference kernels, seconds an image, so that it is judged on fewer images.
+        tuned: Called with options that its users have to find first.
     """
 
     name: str
     runtime: str
     quantize: Callable[[Path, CalibrationPixels, Path], None]
     slow: bool = False
+    tuned: bool = False
 
 
 class _Traceable(torch.nn.Module):
@@ -246,20 +248,25 @@ RECIPES = (
         "quantize_static, U8S8 per-channel reduce_range",
         "onnx",
         _ort_static(activation_type="QUInt8", per_channel=True, reduce_range=True),
+        tuned=True,
     ),
     Recipe(
         "quantize_static, tuned: linears only, U8U8",
         "onnx",
         _ort_static(linears_only=True, activation_type="QUInt8", weight_type="QUInt8", per_channel=True),
+        tuned=True,
     ),
     Recipe("quantize_dynamic, defaults", "onnx", _ort_dynamic()),
     Recipe(
         "quantize_dynamic, tuned: MatMul, per-channel reduce_range",
         "onnx",
         _ort_dynamic(op_types_to_quantize=["MatMul"], per_channel=True, reduce_range=True),
+        tuned=True,
     ),
     Recipe("NNCF quantize, TRANSFORMER", "openvino", _nncf),
     Recipe("static_wi8_ai8", "tflite", _ai_edge("static_wi8_ai8")),
     Recipe("static_wi8_ai16", "tflite", _ai_edge("static_wi8_ai16"), slow=True),
     Recipe("dynamic_wi8_afp32", "tflite", _ai_edge("dynamic_wi8_afp32")),
 )
+# What a benchmark can afford to run beside an artifact and its twin.
+DEFAULT_RECIPES = tuple(recipe for recipe in RECIPES if not recipe.tuned and not recipe.slow)

@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from vitedge.benchmarks.measure import Speedup, interleaved, speedup_of
+from vitedge.benchmarks.measure import interleaved
 from vitedge.benchmarks.process import BenchmarkError, Worker, running, worker_command
+from vitedge.benchmarks.speedup import Speedup, speedup_of
 from vitedge.benchmarks.vendor_recipes import (
     INPUT,
     RECIPES,

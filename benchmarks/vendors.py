@@ -69,9 +69,7 @@ def compare(
     Raises:
         VitedgeError: The input was wrong. Whatever a recipe raises is in its row instead.
     """
-    missing = [name for name in _TOOLS if installed_version(name) is None]
-    if missing:
-        raise RuntimeMissingError(f"{', '.join(missing)}: not installed; install with: pip install 'vitedge[vendors]'")
+    check_tools()
     refuse_overlap(calibration, evaluation)
     built = [row for build in builds for row in build_rows(build, checkpoint, runtimes)]
     for row in built:
@@ -83,6 +81,13 @@ def compare(
         rows = sorted([*rows, *built], key=lambda row: runtimes.index(row.runtime))  # stable: vendors, then builds
         rows = judged(rows, checkpoint, evaluation, console, threads=threads)
         return measured(rows, console, seconds=bench_seconds) if bench_seconds else rows
+
+
+def check_tools() -> None:
+    """Raises RuntimeMissingError where a vendor's tool is not installed."""
+    missing = [name for name in _TOOLS if installed_version(name) is None]
+    if missing:
+        raise RuntimeMissingError(f"{', '.join(missing)}: not installed; install with: pip install 'vitedge[vendors]'")
 
 
 def table(rows: Sequence[Row], title: str) -> RenderableType:

@@ -39,7 +39,7 @@ def build_table(result: Any) -> RenderableType:
         table.add_row(label, *(columns[runtime].get(label, "") for runtime in manifests))
     lines = _verdicts(_judged(result))
     if result.bench:
-        lines += [f"{_NAMES[runtime]}: {pair.verdict}" for runtime, pair in result.bench.pairs.items()]
+        lines += _bench_words(result.bench)
     return Group(table, *lines)
 
 
@@ -56,29 +56,42 @@ def accuracy_table(accuracy: Mapping[str, Any]) -> RenderableType:
 
 
 def bench_table(report: Any) -> RenderableType:
-    """Latency, load time, memory and size, INT8 above FP32, and what the ratio means."""
+    """Latency, load time, memory and size, INT8 above FP32 and rivals; below, verdicts and what to doubt, in words."""
     machine = report.machine
-    title = f"{machine.cpu_model or machine.architecture}, threads {report.threads}, batch {report.batch}"
+    pinned = f", CPU{'s' * (len(report.cpus) > 1)} {', '.join(map(str, report.cpus))}" if report.cpus else ""
+    title = f"{machine.cpu_model or machine.architecture}, threads {report.threads}, batch {report.batch}{pinned}"
     table = Table(title=title, title_justify="left", header_style="bold")
     for heading in ("", "", "median ms", "p90 ms", "IQR ms", "load ms", "peak MB", "file MB", "runs"):
         table.add_column(heading, justify="left" if not heading else "right")
     for runtime, pair in report.pairs.items():
-        for result in (pair.artifact, pair.fp32):
-            if result is not None:
-                table.add_row(
-                    _NAMES[runtime],
-                    result.precision.upper(),
-                    f"{result.latency_median_ms:.2f}",
-                    f"{result.latency_p90_ms:.2f}",
-                    f"{result.latency_iqr_ms:.2f}",
-                    f"{result.load_ms:.0f}",
-                    _megabytes(result.peak_bytes),
-                    _megabytes(result.size_bytes),
-                    str(result.samples),
-                )
+        ours = [(result.precision.upper(), result) for result in (pair.artifact, pair.fp32) if result is not None]
+        for label, result in [*ours, *((rival.name, rival.result) for rival in pair.rivals)]:
+            table.add_row(
+                _NAMES[runtime],
+                label,
+                f"{result.latency_median_ms:.2f}",
+                f"{result.latency_p90_ms:.2f}",
+                f"{result.latency_iqr_ms:.2f}",
+                f"{result.load_ms:.0f}",
+                _megabytes(result.peak_bytes),
+                _megabytes(result.size_bytes),
+                str(result.samples),
+            )
     flags = ", ".join(machine.isa_flags) or "unknown"
     facts = f"instruction sets: {flags}; governor: {machine.governor or 'not reported'}"
-    return Group(table, *(f"{_NAMES[runtime]}: {pair.verdict}" for runtime, pair in report.pairs.items()), facts)
+    return Group(table, *_bench_words(report), facts)
+
+
+def _bench_words(report: Any) -> list[str]:
+    """Verdicts on artifacts, the best of them, and what makes the numbers doubtful."""
+    lines = [f"{_NAMES[runtime]}: {report.verdict(runtime)}" for runtime in report.pairs]
+    for runtime, pair in report.pairs.items():
+        lines += [f"{_NAMES[runtime]}: {rival.verdict}" for rival in pair.rivals]
+    lines.append(report.best.verdict)
+    doubts = [*report.flags]
+    for runtime, pair in report.pairs.items():
+        doubts += [f"{_NAMES[runtime]}: {flag}" for flag in pair.flags]
+    return [*lines, *(f"doubt: {doubt}" for doubt in doubts)]
 
 
 def run_table(result: Any) -> RenderableType:
@@ -120,8 +133,12 @@ def inspect_table(item: Any) -> RenderableType:
     contract = manifest.preprocessing
     table.add_row(
         "preprocessing",
-        f"{contract.resample} to {contract.height}×{contract.width},"
-        f" mean {list(contract.mean)}, std {list(contract.std)}",
+        f"{contract.resample} to {contract.height}×{contract.width}"
+        + (
+            ", then as it is"
+            if contract.dtype == "uint8"
+            else f", mean {list(contract.mean)}, std {list(contract.std)}"
+        ),
     )
     what = f"{len(operations.integer)} linears{'' if operations.floating else ' and all between them'}"
     table.add_row("integer", f"{operations.integer_share:.1%} of {operations.total_macs / 1e9:.2f} GMAC, {what}")
@@ -173,7 +190,7 @@ def _rows(result: Any, runtime: str) -> dict[str, str]:
         rows["INT8 / FP32 file"] = f"{pair.artifact.size_bytes / pair.fp32.size_bytes:.3f}"
         rows["latency INT8"] = f"{pair.artifact.latency_median_ms:.2f} ms"
         rows["latency FP32"] = f"{pair.fp32.latency_median_ms:.2f} ms"
-        rows["speed-up (p10 to p90)"] = f"{pair.speedup.median:.2f}× ({pair.speedup.p10:.2f} to {pair.speedup.p90:.2f})"
+        rows["speed-up [95 %]"] = str(pair.speedup)
         rows["peak memory INT8 / FP32"] = (
             f"{_megabytes(pair.artifact.peak_bytes)} / {_megabytes(pair.fp32.peak_bytes)} MB"
         )

@@ -2,12 +2,13 @@
 
 import json
 import os
+import time
 from pathlib import Path
 
 import pytest
 
 from vitedge.benchmarks import machine
-from vitedge.benchmarks.machine import describe_machine
+from vitedge.benchmarks.machine import Sensors, cpu_times, describe_machine, read_sensors
 
 X86 = """processor\t: 0
 model name\t: AMD EPYC 7B13
@@ -79,6 +80,50 @@ def test_arm_board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.governor == "performance, schedutil"
     assert (found.frequency_mhz, found.max_frequency_mhz) == (2400.0, 2400.0)
     assert found.temperature_celsius == 51.5
+
+
+def test_pinned_cores_are_the_ones_that_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "_usable_cores", lambda: (0, 4))
+    cores = "sys/devices/system/cpu"
+    board = tree(
+        tmp_path,
+        {
+            f"{cores}/cpu0/cpufreq/scaling_governor": "powersave\n",
+            f"{cores}/cpu0/cpufreq/scaling_cur_freq": "600000\n",
+            f"{cores}/cpu4/cpufreq/scaling_governor": "performance\n",
+            f"{cores}/cpu4/cpufreq/scaling_cur_freq": "2400000\n",
+        },
+    )
+    assert read_sensors(board).frequency_mhz == 2400
+    assert read_sensors(board, cpus=(0,)) == Sensors(600, None)
+    found = describe_machine(board, cpus=(0,))
+    assert (found.governor, found.frequency_mhz, found.usable_cores) == ("powersave", 600, 2)
+
+
+def test_cpu_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sysconf", {"SC_CLK_TCK": 100}.__getitem__)
+    text = "cpu  1000 200 300 4000 500 60 70 80 900 0\ncpu0 1 1 1 1 1 1 1 1 1 1\nintr 5\n"
+    # Guests' 900 are in user time already.
+    found = cpu_times(tree(tmp_path, {"proc/stat": text}))
+    assert found is not None
+    assert (found.busy, found.steal, found.total) == pytest.approx((16.3, 0.8, 62.1))
+
+
+@pytest.mark.parametrize("text", [None, "", "cpu  1 2 3\n", "cpu0 1 2 3 4 5 6 7 8\n"])
+def test_cpu_times_that_are_not_told(tmp_path: Path, text: str | None) -> None:
+    assert cpu_times(tree(tmp_path, {} if text is None else {"proc/stat": text})) is None
+
+
+def test_cpu_times_of_this_machine_grow() -> None:
+    before = cpu_times()
+    end = time.process_time() + 0.1
+    while time.process_time() < end:
+        pass
+    after = cpu_times()
+    assert before is not None
+    assert after is not None
+    assert after.busy - before.busy > 0.05
+    assert after.total - before.total >= after.busy - before.busy
 
 
 def test_what_the_system_does_not_say_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,18 +14,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from vitedge.benchmarks import measure
-from vitedge.benchmarks.measure import (
-    BenchmarkError,
-    PairResult,
-    Speedup,
-    interleaved,
-    measure_all,
-    measure_pair,
-    speedup_of,
-)
-from vitedge.benchmarks.process import running, worker_command
-from vitedge.runtimes.errors import ArtifactError
+from vitedge.benchmarks import measure, worker
+from vitedge.benchmarks.measure import BenchmarkError, Rival, interleaved, measure_all, measure_pair
+from vitedge.benchmarks.process import running, torch_command, worker_command
+from vitedge.benchmarks.speedup import speedup_of
+from vitedge.runtimes.errors import ArtifactError, VitedgeError
 from vitedge.runtimes.manifest import FileRecord, Manifest, Operations, TensorRecord, sha256_of
 from vitedge.runtimes.preprocess import Preprocessing
 from vitedge.runtimes.saturation import Saturation
@@ -97,42 +90,18 @@ def test_drifting_clock_does_not_bias_the_speedup(clock: Clock) -> None:
     assert speedup_of(interleaved(runners, seconds=8, minimum_rounds=6)).median == pytest.approx(2, rel=0.002)
 
 
-def test_speedup_is_per_round() -> None:
-    """A machine ten times slower in one round leaves that round's ratio alone; blocks count by their medians."""
-    rounds = [([10.0, 10.0, 900.0], [20.0]), ([100.0], [200.0]), ([10.0], [30.0])]
-    found = speedup_of(rounds)
-    assert (found.median, found.rounds) == (2.0, 3)
-    assert found.p10 == pytest.approx(2.0)
-    assert found.p90 == pytest.approx(2.8)  # 80 % of the way from the second to the third of 2, 2, 3
-
-
-@pytest.mark.parametrize(
-    ("median", "p10", "p90", "verdict"),
-    [
-        (1.84, 1.80, 1.90, "1.84× faster than FP32 here"),
-        (0.71, 0.65, 0.80, "SLOWER than FP32 here (0.71×): use FP32 on this machine"),
-        (1.20, 0.95, 1.50, "no clear difference from FP32 here (0.95–1.50×)"),
-        (0.90, 0.80, 1.10, "no clear difference from FP32 here (0.80–1.10×)"),
-        # Measured: the same file against itself.
-        (1.029, 1.018, 1.047, "no clear difference from FP32 here (1.02–1.05×)"),
-        (0.990, 0.981, 0.996, "no clear difference from FP32 here (0.98–1.00×)"),
-    ],
-)
-def test_verdict(median: float, p10: float, p90: float, verdict: str) -> None:
-    assert Speedup(median, p10, p90, 10).verdict == verdict
-
-
 # The measuring process, with a fake encoder in place of an artifact.
 
 SERVE = """
 import os, signal, sys, time
-from types import SimpleNamespace
 import numpy as np
 from vitedge.benchmarks.worker import serve
 from vitedge.runtimes.errors import RuntimeMissingError
+from vitedge.runtimes.preprocess import Preprocessing
+
+CONTRACT = Preprocessing(4, 6, "bilinear", 1 / 255, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 class Fake:
-    manifest = SimpleNamespace(preprocessing=SimpleNamespace(height=4, width=6))
     calls = 0
 
     def __call__(self, pixel_values):
@@ -142,17 +111,17 @@ class Fake:
 
 def load():
     {load}
-    return Fake()
+    return Fake(), CONTRACT
 
-serve(load, batch=2)
+serve(load, batch=2, cpus={cpus})
 """
 
 
 @pytest.fixture
 def script(tmp_path: Path) -> Callable[..., list[str]]:
-    def write(call: str = "pass", load: str = "pass") -> list[str]:
+    def write(call: str = "pass", load: str = "pass", cpus: tuple[int, ...] = ()) -> list[str]:
         path = tmp_path / f"worker{len(list(tmp_path.iterdir()))}.py"
-        path.write_text(SERVE.format(call=call, load=load))
+        path.write_text(SERVE.format(call=call, load=load, cpus=cpus))
         return [sys.executable, "-P", str(path)]
 
     return write
@@ -251,6 +220,56 @@ def test_unknown_request_is_an_error(script: Callable[..., list[str]]) -> None:
         worker._ask({"walk": 1})
 
 
+def test_cpu_time_counts_every_thread(script: Callable[..., list[str]]) -> None:
+    busy = "end = time.thread_time() + 0.1\n        while time.thread_time() < end: pass"
+    both = f"import threading\n        def spin():\n            {busy.replace('        while', '            while')}"
+    call = f"{both}\n        other = threading.Thread(target=spin); other.start(); spin(); other.join()"
+    with running(script(call=call), limit_seconds=20) as worker:
+        before = worker.cpu_seconds()
+        worker.run(1)
+        assert worker.cpu_seconds() - before >= 0.2
+
+
+# Pinning, in real processes
+
+
+def affinity(script: Callable[..., list[str]], path: Path, cpus: tuple[int, ...]) -> set[int]:
+    """CPUs that a measuring process, and a thread that it starts, may run on."""
+    look = f"open({str(path)!r}, 'a').write(repr(os.sched_getaffinity(0)) + chr(10))"
+    load = f"import threading; look = lambda: {look}; look(); t = threading.Thread(target=look); t.start(); t.join()"
+    with running(script(load=load, cpus=cpus), limit_seconds=20) as worker:
+        worker.run(1)
+    own, threads = path.read_text().splitlines()
+    assert own == threads
+    return set(eval(own))
+
+
+def test_worker_is_pinned_before_it_loads(script: Callable[..., list[str]], tmp_path: Path) -> None:
+    usable = os.sched_getaffinity(0)
+    for cpu in sorted(usable)[:2]:
+        assert affinity(script, tmp_path / f"pinned{cpu}", (cpu,)) == {cpu}
+    assert affinity(script, tmp_path / "free", ()) == usable
+    assert os.sched_getaffinity(0) == usable  # the driver is as it was
+
+
+@pytest.mark.parametrize("others", [False, True])
+def test_cpu_that_does_not_exist_is_refused(script: Callable[..., list[str]], others: bool) -> None:
+    """The system refuses a set of which no CPU exists, and cuts down one of which some do."""
+    usable = sorted(os.sched_getaffinity(0))
+    cpus = (usable[0], 1000) if others else (1000,)
+    expected = (
+        f"^--cpus: expected some of the CPUs that this process may run on, {', '.join(map(str, usable))}, found 1000$"
+    )
+    with pytest.raises(BenchmarkError, match=expected):
+        running(script(cpus=cpus), limit_seconds=20).__enter__()
+
+
+def test_system_without_affinity_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "sched_setaffinity")
+    with pytest.raises(VitedgeError, match=r"^--cpus: .* cannot pin a process to CPUs; leave the option out$"):
+        worker.pin((0,))
+
+
 # Real artifacts: an ONNX model of one node.
 
 
@@ -293,7 +312,7 @@ def save_artifact(folder: Path, precision: str) -> Path:
 
 
 def test_report_of_real_artifacts(
-    artifacts: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    artifacts: tuple[Path, Path], script: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # What lies in the current folder must not be imported in place of the runtime.
     for name in ("onnxruntime", "numpy", "json"):
@@ -302,26 +321,43 @@ def test_report_of_real_artifacts(
     int8, fp32 = artifacts
     done: list[int] = []
     report = measure_all(
-        {"both": (int8, fp32), "alone": (int8, None)}, threads=1, batch=3, seconds=0.1, progress=done.append
+        {"both": (int8, fp32), "alone": (int8, None)},
+        threads=1,
+        batch=3,
+        seconds=0.1,
+        cpus=(min(os.sched_getaffinity(0)),),
+        rivals={"alone": [Rival("a sleeper", "int8", None, lambda **_: script(call="time.sleep(0.02)"))]},
+        progress=done.append,
     )
     assert done == [1, 1]  # pairs
     document = json.loads(json.dumps(report.to_json(), allow_nan=False))
-    assert document.keys() == {"format", "machine", "threads", "batch", "pairs"}
-    assert (document["format"], document["threads"], document["batch"]) == ("vitedge-bench/1", 1, 3)
+    assert document.keys() == {"format", "machine", "threads", "batch", "cpus", "pairs", "best", "flags"}
+    assert (document["format"], document["threads"], document["batch"]) == ("vitedge-bench/2", 1, 3)
+    assert document["cpus"] == [min(os.sched_getaffinity(0))]
     both, alone = document["pairs"]["both"], document["pairs"]["alone"]
     assert (both["artifact"]["precision"], both["fp32"]["precision"]) == ("int8", "fp32")
-    assert both["verdict"] == report.pairs["both"].verdict
-    assert both["speedup"]["p10"] <= both["speedup"]["median"] <= both["speedup"]["p90"]
+    assert both["verdict"] == report.verdict("both")
+    assert both["verdict"].startswith(report.pairs["both"].verdict)
+    assert both["speedup"]["low"] <= both["speedup"]["median"] <= both["speedup"]["high"]
     assert both["speedup"]["rounds"] >= 6
     for result in (both["artifact"], both["fp32"], alone["artifact"]):
         assert result["samples"] >= 6
         assert 0 < result["latency_median_ms"] <= result["latency_p90_ms"]
+        assert 0 < result["latency_interval_ms"][0] <= result["latency_interval_ms"][1]
+        assert 0 <= result["outlier_share"] < 0.5
         assert result["latency_iqr_ms"] >= 0
         assert min(result["load_ms"], result["first_ms"]) > 0
         assert 10 << 20 < result["bare_bytes"] <= result["peak_bytes"]
         assert result["size_bytes"] == (int8 / "model.onnx").stat().st_size
     assert (alone["fp32"], alone["speedup"]) == (None, None)
     assert alone["verdict"] == "no FP32 artifact to compare with"
+    (rival,) = alone["rivals"]
+    assert rival["result"]["latency_median_ms"] > 20
+    assert rival["speedup"]["low"] > 1
+    assert " faster than a sleeper here" in rival["verdict"]
+    assert (both["rivals"], rival["result"]["size_bytes"]) == ([], None)
+    assert 0 <= both["conditions"]["others_share"] <= 1
+    assert document["best"]["verdict"] == report.best.verdict
 
 
 def test_damaged_artifact_is_refused_in_its_own_words(artifacts: tuple[Path, Path]) -> None:
@@ -360,8 +396,7 @@ def test_command_of_a_worker() -> None:
     assert found == [
         sys.executable, "-P", "-m", "vitedge.benchmarks.worker", "a b", "--threads", "2", "--batch", "4"
     ]  # fmt: skip
-
-
-def test_pair_without_twin_says_so() -> None:
-    result = measure.ArtifactResult("int8", 1.0, 1.0, 0.0, 6, 1.0, 1.0, None, None, 10)
-    assert PairResult(1, 1, result, None, None).to_json()["artifact"]["peak_bytes"] is None
+    assert worker_command(Path("a b"), threads=2, batch=4, cpus=(0, 3)) == [*found, "--cpus", "0,3"]
+    assert torch_command(Path("a b"), model="m", threads=2, batch=4) == [
+        *found[:3], "vitedge.benchmarks.torch_worker", "a b", "--model", "m", *found[5:]
+    ]  # fmt: skip

@@ -20,7 +20,14 @@ from ai_edge_quantizer import quantizer, recipe
 from tests.tiny import save_checkpoint, save_images
 from vitedge.benchmarks import vendor_rows, vendors
 from vitedge.benchmarks.process import worker_command
-from vitedge.benchmarks.vendor_recipes import RECIPES, CalibrationPixels, Recipe, export_fp32, known_warnings_ignored
+from vitedge.benchmarks.vendor_recipes import (
+    DEFAULT_RECIPES,
+    RECIPES,
+    CalibrationPixels,
+    Recipe,
+    export_fp32,
+    known_warnings_ignored,
+)
 from vitedge.benchmarks.vendor_rows import FP32, Row, build_rows, judged, measured
 from vitedge.calibration.images import ImageSet, batches, scan
 from vitedge.console import Console
@@ -135,6 +142,16 @@ def test_accuracy_is_what_comparison_gives(work: Work) -> None:
         assert found.outputs[name].sqnr_db == pytest.approx(output.sqnr_db, abs=0.05)
         assert found.outputs[name].cosine_worst == pytest.approx(output.cosine_worst, abs=1e-5)
         assert found.outputs[name].worst_image == output.worst_image
+
+
+def test_a_benchmark_runs_the_defaults_that_it_can_afford() -> None:
+    assert [recipe.name for recipe in DEFAULT_RECIPES] == [
+        "quantize_static, defaults",
+        "quantize_dynamic, defaults",
+        "NNCF quantize, TRANSFORMER",
+        "static_wi8_ai8",
+        "dynamic_wi8_afp32",
+    ]
 
 
 # What the files hold

@@ -1,6 +1,7 @@
 """`verify`, `bench`, `run`, `inspect` and the bare command line, on one build of the tiny classifier."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -13,7 +14,9 @@ import pytest
 
 from tests.commands.conftest import CLASSES, Site, report_of
 from tests.tiny import save_checkpoint, save_images
+from vitedge.benchmarks import vendor_recipes
 from vitedge.benchmarks.machine import describe_machine
+from vitedge.benchmarks.vendor_recipes import DEFAULT_RECIPES, Recipe
 from vitedge.commands.inspect import cpu_verdict
 from vitedge.runtimes.manifest import load_manifest
 from vitedge.runtimes.saturation import Saturation, UnsafeLinear, UnsafePair
@@ -134,9 +137,74 @@ def test_bench_measures_pairs_and_says_so(site: Site, built: Path) -> None:
             assert pair["speedup"]["median"] > 0
             assert pair["artifact"]["peak_bytes"] > 20e6
             assert pair["verdict"]
+        names = {f"{name} {kind}" for name in RUNTIMES for kind in ("INT8", "FP32")}
+        assert run["best"]["verdict"].split(": ")[1].split(",")[0] in names
     table = site.vitedge("bench", built / "tflite", "--seconds", "0.2").stdout
     assert "FP32 here" in table
+    assert "on this machine: tflite" in table
     assert "instruction sets:" in table
+
+
+def test_bench_pins_what_it_measures(site: Site, built: Path) -> None:
+    cpu = min(os.sched_getaffinity(0))
+    options = ("--seconds", "0.2", "--cpus", cpu, "--threads", "2")
+    table = " ".join(site.vitedge("bench", built / "onnx", *options).stdout.split())
+    assert f"threads 2, batch 1, CPU {cpu}" in table
+    assert "doubt: 2 threads share 1 CPU: use --threads 1, or more --cpus" in table
+    (run,) = json.loads(site.vitedge("bench", built / "onnx", *options, "--json").stdout)["runs"]
+    assert run["cpus"] == [cpu]
+    assert run["flags"][-1].startswith("2 threads share 1 CPU")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--cpus", "4096"), "--cpus: expected some of the CPUs that this process may run on"),
+        (("--cpus", "1,-2"), "--cpus: expected numbers of CPUs such as 0 or 0,1, found 1,-2"),
+        (("--vendors",), "--vendors: static recipes need images to calibrate on; pass --images DIR"),
+        (("--torch", "--model", "{tmp}/none"), "none: no such folder. Pass a folder with config.json"),
+        (("--torch", "--model", "{other}"), "built from a checkpoint with digest"),
+        (("--vendors", "--images", "{images}", "--model", "{other}"), "pass the right one with --model"),
+    ],
+)
+def test_bench_refuses_wrong_input(
+    site: Site, built: Path, tmp_path: Path, options: tuple[str, ...], message: str
+) -> None:
+    other = save_checkpoint(tmp_path / "other", classes=CLASSES, seed=7)
+    places = {"tmp": tmp_path, "other": other, "images": site.calibration}
+    result = site.vitedge("bench", built / "onnx", *(option.format(**places) for option in options))
+    assert result.exit_code == 2
+    assert message in result.stderr
+
+
+def test_bench_against_torch_and_vendors(site: Site, built: Path) -> None:
+    options = ("--seconds", "0.2", "--torch", "--vendors", "--images", site.calibration)
+    result = site.vitedge("bench", built / "onnx", *options, "--json")
+    assert result.exit_code == 0, result.stderr
+    pair = json.loads(result.stdout)["runs"][0]["pairs"]["onnx"]
+    names = ["quantize_static, defaults", "quantize_dynamic, defaults", "PyTorch eager FP32"]
+    assert [rival["name"] for rival in pair["rivals"]] == names
+    for rival, precision in zip(pair["rivals"], ("int8", "int8", "fp32"), strict=True):
+        assert rival["result"]["precision"] == precision
+        assert rival["speedup"]["rounds"] == pair["speedup"]["rounds"]
+        assert f" {rival['name']} here" in rival["verdict"]
+        ratio = rival["result"]["latency_median_ms"] / pair["artifact"]["latency_median_ms"]
+        assert rival["speedup"]["median"] == pytest.approx(ratio, rel=0.5)
+    # PyTorch brings much more than a runtime.
+    assert pair["rivals"][2]["result"]["bare_bytes"] > 2 * pair["artifact"]["bare_bytes"]
+
+
+def test_bench_goes_on_without_a_vendor_that_fails(site: Site, built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise ValueError("no such operator")
+
+    recipes = (Recipe("bad", "onnx", broken), *DEFAULT_RECIPES)
+    monkeypatch.setattr(vendor_recipes, "DEFAULT_RECIPES", recipes)
+    result = site.vitedge("bench", built / "onnx", "--seconds", "0.2", "--vendors", "--images", site.calibration)
+    assert result.exit_code == 0, result.stderr
+    assert "warning: onnx, bad: ValueError: no such operator" in result.stderr
+    assert "ONNX: bad" not in result.stdout
+    assert "quantize_dynamic, defaults here" in " ".join(result.stdout.split())
 
 
 def test_bench_without_twin_warns(site: Site, built: Path, tmp_path: Path) -> None:

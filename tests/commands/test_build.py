@@ -14,8 +14,10 @@ import onnx
 import openvino
 import pytest
 
+from tests.benchmarks.measured import pair, report
 from tests.commands.conftest import CLASSES, LINEARS, Site, contents, names, report_of
 from tests.tiny import save_checkpoint, save_images
+from vitedge.commands import build
 from vitedge.runtimes.load import load_encoder
 from vitedge.runtimes.manifest import load_manifest
 
@@ -47,9 +49,27 @@ def test_report_tells_how_and_how_well(built: Path, site: Site) -> None:
         # The folders' names are not the model's labels.
         assert [drop["metric"] for drop in accuracy["drops"]] == ["k-NN", "linear probe"]
         assert "top-1 not measured: the folders' names are not the classifier's labels" in accuracy["verdicts"][-1]
-    for pair in report["bench"]["pairs"].values():
-        assert pair["artifact"]["latency_median_ms"] > 0
-        assert pair["speedup"]["p10"] <= pair["speedup"]["median"] <= pair["speedup"]["p90"]
+    for measured in report["bench"]["pairs"].values():
+        assert measured["artifact"]["latency_median_ms"] > 0
+        assert measured["speedup"]["low"] <= measured["speedup"]["median"] <= measured["speedup"]["high"]
+
+
+def test_build_warns_where_int8_is_not_clearly_faster(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = {"onnx": pair(10, 20), "openvino": pair(10, 10.2), "tflite": pair(20, 16)}
+    monkeypatch.setattr(build, "measure_all", lambda pairs, **_: report({}, **{name: measured[name] for name in pairs}))
+    result = site.build(tmp_path / "out", "--bench-seconds", "1")
+    assert result.exit_code == 0, result.stderr
+    assert "warning: onnx" not in result.stderr
+    for words in ("openvino: INT8 is not clearly faster than FP32 on this machine: 1.02× [1.01, 1.03]", "tflite: INT8"):
+        assert f"warning: {words}" in result.stderr
+    table = " ".join(result.stdout.split())
+    assert "2.00× [1.98, 2.02]" in table
+    assert "ONNX: 2.00× [1.98, 2.02] faster than FP32 here" in table
+    assert "TFLite: SLOWER than FP32 here (0.80× [0.79, 0.81]): use FP32 on this machine" in table
+    # Within noise of the fastest INT8, and exact.
+    assert "use FP32 on this machine: openvino FP32, 10.20 ms" in table
 
 
 def test_second_build_replaces_the_first_whole(site: Site, tmp_path: Path) -> None:

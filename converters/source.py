@@ -1,0 +1,30 @@
+"""The checkpoint that an artifact was built from, loaded again."""
+
+from vitedge.converters.checkpoint import Checkpoint, load_checkpoint, random_checkpoint
+from vitedge.runtimes.errors import CheckpointError
+from vitedge.runtimes.manifest import Manifest
+
+
+def source_checkpoint(manifest: Manifest, model: str | None = None) -> Checkpoint:
+    """Loads what a manifest names as its source.
+
+    Args:
+        manifest: Of the artifact.
+        model: Folder or hub id of the checkpoint, if it is not where it was at build time.
+
+    Raises:
+        CheckpointError: It is not there, cannot be loaded, or is another one.
+    """
+    source = manifest.source
+    if source["random_weights"] and model is None:
+        checkpoint = random_checkpoint(source["source"], seed=source["seed"], image_size=source["image_size"])
+    else:
+        checkpoint = load_checkpoint(
+            model or source["source"], revision=source["revision"], image_size=source["image_size"]
+        )
+    if checkpoint.origin.digest != source["digest"]:
+        raise CheckpointError(
+            f"the {manifest.runtime} artifact was built from a checkpoint with digest {source['digest'][:12]}…, but"
+            f" {checkpoint.origin.source} has {checkpoint.origin.digest[:12]}…; pass the right one with --model"
+        )
+    return checkpoint
