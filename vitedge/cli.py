@@ -216,24 +216,49 @@ def bench(
     artifact: Annotated[Path, typer.Argument(help="An artifact such as OUT/onnx, or OUT for all of them.")],
     threads: Annotated[str, typer.Option(help="One number or several, such as 1,2.")] = "1",
     batch: Annotated[int, typer.Option(min=1, help="Images per inference.")] = 1,
-    seconds: Annotated[float, typer.Option(min=0.1, help="Time for each pair of INT8 and FP32.")] = 8.0,
+    seconds: Annotated[
+        float, typer.Option(min=0.1, help="Time for each pair of INT8 and FP32; half of it more for each rival.")
+    ] = 8.0,
+    cpus: Annotated[
+        str | None, typer.Option(help="Pin the measured processes to CPUs, such as 0 or 0,1.", show_default=False)
+    ] = None,
+    torch: Annotated[bool, typer.Option("--torch", help="Measure PyTorch eager FP32 in the same rounds.")] = False,
+    vendors: Annotated[
+        bool, typer.Option("--vendors", help="Measure the vendors' default INT8 recipes too. Needs --images.")
+    ] = False,
+    images: Annotated[Path | None, typer.Option(help="What the vendors' static recipes calibrate on.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="The checkpoint for --torch and --vendors, if it moved since the build.")
+    ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Latency, load time, memory and size against the FP32 twin, interleaved, each in a process of its own.
 
-    The twin is there if the build had --keep-fp32.
+    Says which artifact to use on this machine, and what makes the numbers doubtful. The twin is there if the build had
+    --keep-fp32.
 
-    Example: `vitedge bench out --threads 1,2`
+    Examples:
+    `vitedge bench out --threads 1,2`
+
+    `vitedge bench out --cpus 0 --torch --vendors --images calib`
     """
     with _errors():
         from vitedge import tables
+        from vitedge.commands.bench import RivalRequest
         from vitedge.commands.bench import bench as run_bench
 
-        counts = _counts(threads)
-        reports = run_bench(artifact, threads=counts, batch=batch, seconds=seconds, console=Console(quiet=quiet))
+        reports = run_bench(
+            artifact,
+            threads=_counts(threads),
+            batch=batch,
+            seconds=seconds,
+            console=Console(quiet=quiet),
+            cpus=() if cpus is None else _cpus(cpus),
+            rivals=RivalRequest(torch=torch, vendors=vendors, images=images, model=model),
+        )
         if as_json:
-            _print_json({"format": "vitedge-benches/1", "runs": [report.to_json() for report in reports]})
+            _print_json({"format": "vitedge-benches/2", "runs": [report.to_json() for report in reports]})
         else:
             tables.show(*(tables.bench_table(report) for report in reports))
 
@@ -347,6 +372,12 @@ def _counts(text: str) -> tuple[int, ...]:
     if not counts or min(counts) < 1:
         raise VitedgeError(f"expected a number of at least 1, found {text}")
     return counts
+
+
+def _cpus(text: str) -> tuple[int, ...]:
+    if not all(part.isdecimal() for part in text.split(",")):
+        raise VitedgeError(f"--cpus: expected numbers of CPUs such as 0 or 0,1, found {text}")
+    return tuple(sorted({int(part) for part in text.split(",")}))
 
 
 def _show_build(result: Any, as_json: bool) -> None:
