@@ -4,6 +4,7 @@ import re
 import threading
 import weakref
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import count, islice, pairwise
 from pathlib import Path
 from typing import Any
@@ -264,19 +265,23 @@ def test_closing_waits_for_no_more_than_what_is_being_read(
     begun: list[Path] = []
     release = threading.Event()
 
+    class Pool(ThreadPoolExecutor):
+        def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+            super().shutdown(wait=False, cancel_futures=cancel_futures)
+            release.set()
+            super().shutdown(wait=wait)
+
     def read_when_released(path: Path) -> Pixels:
         begun.append(path)
-        assert path in paths[:2] or release.wait(SECONDS)
+        assert path in paths[:4] or release.wait(SECONDS)
         return read_image(path)
 
+    monkeypatch.setattr(encoder_module, "ThreadPoolExecutor", Pool)
     monkeypatch.setattr(encoder_module, "read_image", read_when_released)
-    stream = encoder.stream(paths, batch=2)
-    release_later = threading.Timer(0.2, release.set)
+    stream = encoder.stream(paths, batch=4)
     next(stream)
-    release_later.start()
     stream.close()
-    release_later.join()
-    assert set(begun) <= set(paths[:4])
+    assert set(begun) <= set(paths[: 4 + 2])
 
 
 def test_streams_of_one_encoder_do_not_mix(any_encoder: RuntimeEncoder, tmp_path: Path) -> None:
