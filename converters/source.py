@@ -27,4 +27,4 @@ def source_checkpoint(manifest: Manifest, model: str | None = None) -> Checkpoin
             f"the {manifest.runtime} artifact was built from a checkpoint with digest {source['digest'][:12]}…, but"
             f" {checkpoint.origin.source} has {checkpoint.origin.digest[:12]}…; pass the right one with --model"
         )
-    return checkpoint
+    return checkpoint.with_uint8_input() if manifest.preprocessing.dtype == "uint8" else checkpoint

@@ -100,6 +100,10 @@ def build(
     integer_io: Annotated[
         bool, typer.Option("--integer-io", help="For npu: integers as input and outputs, not floats.")
     ] = False,
+    input_type: Annotated[
+        Literal["float32", "uint8"],
+        typer.Option("--input", help="uint8: pixels as they are, NHWC; normalization is part of the encoder."),
+    ] = "float32",
     ranges: Annotated[Literal["min-max", "mse"], typer.Option(help="How fixed input ranges are chosen.")] = "min-max",
     portable: Annotated[
         bool, typer.Option("--portable", help="ONNX with standard operators only, for engines other than ONNX Runtime.")
@@ -159,6 +163,7 @@ def build(
             activations=activations,
             integer_io=integer_io,
             portable=portable,
+            input=input_type,
             ranges=ranges,
             calibration_images=calibration_images,
             image_size=image_size,

@@ -6,10 +6,11 @@ from pathlib import Path
 
 from vitedge.calibration.images import ImageSet, batches, scan
 from vitedge.console import Console
-from vitedge.converters.checkpoint import Checkpoint, load_checkpoint, random_checkpoint
+from vitedge.converters.checkpoint import Checkpoint
+from vitedge.converters.source import source_checkpoint
 from vitedge.quantization.accuracy import AccuracyReport, Comparison
 from vitedge.quantization.gates import Gates, check, doubts
-from vitedge.runtimes.errors import CheckpointError
+from vitedge.runtimes.errors import ArtifactError
 from vitedge.runtimes.load import load_encoder
 from vitedge.runtimes.manifest import Manifest, artifact_folders, load_manifest
 
@@ -74,13 +75,11 @@ def verify(artifact: Path, evaluation: Path, *, model: str | None, gates: Gates,
     """
     folders = artifact_folders(artifact)
     manifests = {name: load_manifest(folder) for name, folder in folders.items()}
-    checkpoint = _checkpoint(next(iter(manifests.values())), model)
+    first = next(iter(manifests.values()))
+    checkpoint = source_checkpoint(first, model)
     for name, manifest in manifests.items():
-        if manifest.source["digest"] != checkpoint.origin.digest:
-            raise CheckpointError(
-                f"{folders[name]} was built from a checkpoint with digest {manifest.source['digest'][:12]}…, but"
-                f" {checkpoint.origin.source} has {checkpoint.origin.digest[:12]}…; pass the right one with --model"
-            )
+        if manifest.source["digest"] != first.source["digest"] or manifest.preprocessing != first.preprocessing:
+            raise ArtifactError(f"{folders[name]} and {folders[first.runtime]} are not of one build; verify them apart")
     with console.bar("Reading evaluation images") as advance:
         images = scan(evaluation, None, advance)
     for path, reason in images.skipped:
@@ -93,10 +92,3 @@ def verify(artifact: Path, evaluation: Path, *, model: str | None, gates: Gates,
             console.warn(f"{name}: {doubt}")
     failures = tuple(f"{name}: {failure}" for name, report in accuracy.items() for failure in check(report, gates))
     return VerifyResult(accuracy, manifests, failures)
-
-
-def _checkpoint(manifest: Manifest, model: str | None) -> Checkpoint:
-    source = manifest.source
-    if source["random_weights"] and model is None:
-        return random_checkpoint(source["source"], seed=source["seed"], image_size=source["image_size"])
-    return load_checkpoint(model or source["source"], revision=source["revision"], image_size=source["image_size"])
