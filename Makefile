@@ -1,10 +1,10 @@
-# Two commands: `make demo` and `make test`. Everything else is for working on vitedge itself.
+# Two commands: `make demo` and `make test`; `make bench` measures this machine. The rest is for working on vitedge.
 PYTHON ?= python3.11
 VENV ?= .venv
 BIN = $(VENV)/bin
 SOURCES = pyproject.toml
 
-.PHONY: demo test lint clean
+.PHONY: demo test bench lint clean
 
 $(VENV)/.installed: $(SOURCES)
 	$(PYTHON) -m venv $(VENV)
@@ -16,6 +16,10 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed lint
 	$(BIN)/python -m pytest
+
+# A real encoder and photographs of your own: make bench BENCH="--model DIR --images DIR --eval DIR"
+bench: $(VENV)/.installed
+	$(BIN)/python -m vitedge.benchmarks.suite $(BENCH)
 
 # mypy and import-linter read the tree as it gets installed, because the folders carry other names in the repository.
 lint: $(VENV)/.installed
