@@ -18,7 +18,7 @@ import numpy as np
 
 from vitedge.benchmarks.machine import describe_machine
 from vitedge.calibration.images import list_images
-from vitedge.runtimes.encoder import BATCH, RuntimeEncoder
+from vitedge.runtimes.encoder import BATCH, READERS, RuntimeEncoder
 from vitedge.runtimes.image import read_image
 from vitedge.runtimes.load import load_encoder
 
@@ -47,8 +47,8 @@ def streamed(encoder: RuntimeEncoder, paths: Sequence[Path], batch: int) -> floa
 def measure(encoder: RuntimeEncoder, paths: Sequence[Path], *, batch: int, rounds: int) -> dict[str, Any]:
     """Images per second both ways, and the parts of the slow one in milliseconds per image; medians over the rounds.
 
-    `speedup` is of each round, streamed over one after the other. `limit` is what it would be if the shorter part were
-    hidden whole behind the longer, which takes a core for each.
+    `speedup` is of each round, streamed over one after the other: median, smallest and largest. `limit` is what it
+    would be if the runtime and each reading thread had a core to itself, and one part hid the other whole.
     """
     parts: list[tuple[float, float]] = []
     overlapped: list[float] = []
@@ -67,7 +67,7 @@ def measure(encoder: RuntimeEncoder, paths: Sequence[Path], *, batch: int, round
         "sequential_per_second": float(np.median(len(paths) / alone)),
         "streamed_per_second": float(np.median(len(paths) / np.array(overlapped))),
         "speedup": np.percentile(alone / np.array(overlapped), (50, 0, 100)).tolist(),
-        "limit": float(np.median(alone / np.maximum(preparing, running))),
+        "limit": float(np.median(alone / np.maximum(preparing / READERS, running))),
         "preparing_ms": float(np.median(preparing) / len(paths) * 1e3),
         "running_ms": float(np.median(running) / len(paths) * 1e3),
     }

@@ -34,7 +34,7 @@ Image = str | PathLike[str] | NDArray[np.uint8]
 DISTRIBUTIONS = {"onnx": "onnxruntime", "openvino": "openvino", "tflite": "ai-edge-litert"}
 BATCH = 8  # images that run at a time
 # Each holds one decoded image. OpenCV decodes, and numpy multiplies, without Python's lock.
-_READERS = 2
+READERS = 2
 
 
 class RuntimeEncoder(ABC):
@@ -217,7 +217,7 @@ def _ahead(
 ) -> Generator[Future[NDArray[Any]], None, None]:
     """The function of each image, in order; threads compute it for up to `count` images ahead."""
     waiting: deque[Future[NDArray[Any]]] = deque()
-    pool = ThreadPoolExecutor(_READERS, "vitedge-reader")
+    pool = ThreadPoolExecutor(READERS, "vitedge-reader")
     try:
         for image in images:
             waiting.append(pool.submit(function, image))
@@ -229,7 +229,7 @@ def _ahead(
         pool.shutdown(cancel_futures=True)
 
 
-def _padded(pixel_values: PixelValues, batch: int) -> PixelValues:
+def _padded(pixel_values: NDArray[Any], batch: int) -> NDArray[Any]:
     """The last part of a fixed batch, filled up with zeros whose outputs are dropped."""
     missing = batch - len(pixel_values)
     if missing:
