@@ -2,7 +2,8 @@
 
     python -m vitedge.benchmarks.torch_worker ARTIFACT [--model CHECKPOINT] --threads 1 --batch 1
 
-It speaks as `worker.py` does. Loading includes the hash of the checkpoint, as an artifact's includes that of its files.
+It speaks as `worker.py` does, and is given normalized pixels whatever the artifact takes. Loading includes the hash of
+the checkpoint, as an artifact's includes that of its files.
 """
 
 import argparse
@@ -28,7 +29,7 @@ def main() -> None:
         from vitedge.converters.source import source_checkpoint  # noqa: PLC0415
 
         torch.set_num_threads(options.threads)
-        checkpoint = source_checkpoint(load_manifest(options.artifact), options.model)
+        checkpoint = source_checkpoint(load_manifest(options.artifact), options.model, normalized=True)
         return checkpoint.reference(), checkpoint.preprocessing
 
     serve(load, batch=options.batch, cpus=options.cpus, prepare=_import_torch)

@@ -5,12 +5,13 @@ from vitedge.runtimes.errors import CheckpointError
 from vitedge.runtimes.manifest import Manifest
 
 
-def source_checkpoint(manifest: Manifest, model: str | None = None) -> Checkpoint:
-    """Loads what a manifest names as its source.
+def source_checkpoint(manifest: Manifest, model: str | None = None, *, normalized: bool = False) -> Checkpoint:
+    """Loads what a manifest names as its source, taking the pixels that the artifact takes.
 
     Args:
         manifest: Of the artifact.
         model: Folder or hub id of the checkpoint, if it is not where it was at build time.
+        normalized: It takes normalized pixels even if the artifact takes them as they are.
 
     Raises:
         CheckpointError: It is not there, cannot be loaded, or is another one.
@@ -27,4 +28,6 @@ def source_checkpoint(manifest: Manifest, model: str | None = None) -> Checkpoin
             f"the {manifest.runtime} artifact was built from a checkpoint with digest {source['digest'][:12]}…, but"
             f" {checkpoint.origin.source} has {checkpoint.origin.digest[:12]}…; pass the right one with --model"
         )
-    return checkpoint.with_uint8_input() if manifest.preprocessing.dtype == "uint8" else checkpoint
+    if manifest.preprocessing.dtype == "uint8" and not normalized:
+        return checkpoint.with_uint8_input()
+    return checkpoint

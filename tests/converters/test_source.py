@@ -14,7 +14,7 @@ from vitedge.runtimes.errors import CheckpointError
 
 
 def manifest(checkpoint: Checkpoint) -> Any:
-    return SimpleNamespace(runtime="onnx", source=asdict(checkpoint.origin))
+    return SimpleNamespace(runtime="onnx", source=asdict(checkpoint.origin), preprocessing=checkpoint.preprocessing)
 
 
 def test_checkpoint_is_loaded_as_it_was(tmp_path: Path) -> None:
@@ -27,6 +27,12 @@ def test_checkpoint_is_loaded_as_it_was(tmp_path: Path) -> None:
 def test_random_weights_are_drawn_again() -> None:
     made = random_checkpoint("vit-tiny-patch16-32", seed=3)
     assert source_checkpoint(manifest(made)).origin == made.origin
+
+
+def test_checkpoint_takes_the_pixels_that_the_artifact_takes() -> None:
+    made = random_checkpoint("vit-tiny-patch16-32").with_uint8_input()
+    assert source_checkpoint(manifest(made)).preprocessing == made.preprocessing
+    assert source_checkpoint(manifest(made), normalized=True).preprocessing.dtype == "float32"
 
 
 def test_checkpoint_that_moved(tmp_path: Path) -> None:

@@ -138,7 +138,7 @@ def _vendor_rows(
     from vitedge.converters.source import source_checkpoint  # noqa: PLC0415
 
     check_tools()
-    checkpoint = source_checkpoint(next(iter(manifests.values())), request.model)
+    checkpoint = source_checkpoint(next(iter(manifests.values())), request.model, normalized=True)
     images = scan(request.images, _VENDORS_IMAGES)
     with contextlib.redirect_stdout(sys.stderr):  # vendors' tools print progress
         rows = vendor_rows(checkpoint, images, scratch, console, runtimes=tuple(manifests), recipes=DEFAULT_RECIPES)
