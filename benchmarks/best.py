@@ -41,10 +41,11 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Best:
-    """The model to use, those that are as fast within noise, and that in words."""
+    """The model to use, those that are as fast within noise, rivals that are clearly faster, and that in words."""
 
     chosen: Candidate
     equals: tuple[Candidate, ...]
+    faster_rivals: tuple[Candidate, ...]
     verdict: str
 
     def to_json(self) -> dict[str, Any]:
@@ -53,12 +54,13 @@ class Best:
             "precision": self.chosen.precision,
             "latency_median_ms": self.chosen.latency_ms,
             "within_noise": [str(candidate) for candidate in self.equals],
+            "faster_rivals": [rival.name for rival in self.faster_rivals],
             "verdict": self.verdict,
         }
 
 
-def best_of(candidates: Sequence[Candidate]) -> Best:
-    """Chooses among at least one candidate."""
+def best_of(candidates: Sequence[Candidate], rivals: Sequence[Candidate] = ()) -> Best:
+    """Chooses among at least one candidate; rivals are others' models, named if they beat the choice, never chosen."""
     fastest = min(candidates, key=lambda candidate: candidate.latency_ms)
     tied = [candidate for candidate in candidates if not _is_slower(candidate, fastest)]
     exact = [candidate for candidate in tied if candidate.is_fp32]
@@ -71,7 +73,14 @@ def best_of(candidates: Sequence[Candidate]) -> Best:
     else:
         chosen, reason = fastest, "the fastest"
     equals = tuple(candidate for candidate in tied if candidate != chosen)
-    return Best(chosen, equals, _words(chosen, equals, reason, any(candidate.is_fp32 for candidate in candidates)))
+    faster = tuple(rival for rival in rivals if _is_slower(chosen, rival))
+    words = _words(chosen, equals, reason)
+    if not any(candidate.is_fp32 for candidate in candidates):
+        words += "; no FP32 was measured"
+    if faster:
+        names = ", ".join(f"{rival.name}, {rival.latency_ms:.2f} ms" for rival in faster)
+        words += f"; clearly faster, its accuracy not measured here: {names}"
+    return Best(chosen, equals, faster, words)
 
 
 def _is_slower(candidate: Candidate, fastest: Candidate) -> bool:
@@ -86,10 +95,10 @@ def _is_slower(candidate: Candidate, fastest: Candidate) -> bool:
     return candidate.interval_ms[0] > CLEAR_RATIO * fastest.interval_ms[1]
 
 
-def _words(chosen: Candidate, equals: Sequence[Candidate], reason: str, compared: bool) -> str:
+def _words(chosen: Candidate, equals: Sequence[Candidate], reason: str) -> str:
     what = f"best on this machine: {chosen}, {chosen.latency_ms:.2f} ms"
     if chosen.is_fp32:
         what = f"use FP32 on this machine: {chosen}, {chosen.latency_ms:.2f} ms"
     within = ", ".join(f"{candidate}, {candidate.latency_ms:.2f} ms" for candidate in equals)
     noise = f"; within noise of it: {within}" if equals else ""
-    return f"{what}, {reason}{noise}" + ("" if compared else "; no FP32 was measured")
+    return f"{what}, {reason}{noise}"

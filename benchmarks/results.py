@@ -109,7 +109,10 @@ class BenchReport:
             candidates.append(_candidate(name, pair.artifact, self.sqnr_db.get(name), pair.speedup))
             if pair.fp32 is not None:
                 candidates.append(_candidate(name, pair.fp32, None, None))
-        return best_of(candidates)
+        rivals = [
+            _candidate(rival.name, rival.result, None, None) for pair in self.pairs.values() for rival in pair.rivals
+        ]
+        return best_of(candidates, rivals)
 
     def verdict(self, name: str) -> str:
         """The verdict on one artifact, which says so if it is the best."""

@@ -1,14 +1,16 @@
 """Which model is the best: made-up latencies, and what is said of them."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.benchmarks.measured import pair, report
+from tests.benchmarks.measured import pair, report, result
 from vitedge.benchmarks.best import Best, Candidate, best_of
-from vitedge.benchmarks.results import BenchReport
+from vitedge.benchmarks.results import BenchReport, RivalResult
+from vitedge.benchmarks.speedup import Speedup
 
 
 def best(found: BenchReport) -> tuple[str, str, str]:
@@ -26,6 +28,7 @@ def test_the_fastest_is_the_best_across_runtimes() -> None:
         "precision": "int8",
         "latency_median_ms": 9,
         "within_noise": [],
+        "faster_rivals": [],
         "verdict": found.best.verdict,
     }
 
@@ -68,6 +71,19 @@ def test_twins_are_judged_by_their_speedup_and_strangers_by_their_intervals() ->
     assert best(found)[:2] == ("onnx", "int8")
     found = report({"onnx": 30.0}, onnx=pair(10, 12, half_ms=2), openvino=pair(11, 12, half_ms=2))
     assert best(found)[:2] == ("openvino", "fp32")
+
+
+def test_rival_that_is_faster_is_named_and_not_chosen() -> None:
+    rivals = tuple(
+        RivalResult(name, result("int8", latency_ms), Speedup(latency_ms / 9, latency_ms / 9, latency_ms / 9, 20))
+        for name, latency_ms in (("NNCF", 7.0), ("near", 8.9), ("far", 12.0))
+    )
+    found = report(onnx=pair(9, 20), openvino=replace(pair(10, 20), rivals=rivals))
+    assert best(found)[2] == (
+        "best on this machine: onnx INT8, 9.00 ms, the fastest;"
+        " clearly faster, its accuracy not measured here: NNCF, 7.00 ms"
+    )
+    assert found.to_json()["best"]["faster_rivals"] == ["NNCF"]
 
 
 def test_pair_without_twin() -> None:
