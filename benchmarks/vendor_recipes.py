@@ -30,8 +30,7 @@ import torch
 
 from vitedge.calibration.images import ImageSet, batches
 from vitedge.converters.checkpoint import Checkpoint
-from vitedge.quantization.encoder import FloatArray
-from vitedge.runtimes.preprocess import Preprocessing
+from vitedge.runtimes.preprocess import PixelValues, Preprocessing
 
 INPUT = "pixel_values"
 _SIGNATURE = "serving_default"
@@ -54,7 +53,7 @@ class CalibrationPixels:
     images: ImageSet
     contract: Preprocessing
 
-    def __iter__(self) -> Iterator[FloatArray]:
+    def __iter__(self) -> Iterator[PixelValues]:
         return batches(self.images, self.contract, 1)
 
 
@@ -153,7 +152,7 @@ def _ort_static(linears_only: bool = False, **options: Any) -> Callable[[Path, C
             def __init__(self) -> None:
                 self._pixels = iter(pixels)
 
-            def get_next(self) -> dict[str, FloatArray] | None:
+            def get_next(self) -> dict[str, PixelValues] | None:
                 found = next(self._pixels, None)
                 return None if found is None else {INPUT: found}
 
@@ -238,7 +237,7 @@ class _Named:
 
     pixels: CalibrationPixels
 
-    def __iter__(self) -> Iterator[dict[str, FloatArray]]:
+    def __iter__(self) -> Iterator[dict[str, PixelValues]]:
         return ({INPUT: found} for found in self.pixels)
 
 

@@ -44,6 +44,7 @@ from vitedge.runtimes.manifest import (
     load_manifest,
     sha256_of,
 )
+from vitedge.runtimes.preprocess import PixelValues
 from vitedge.runtimes.saturation import Saturation
 
 FP32 = "FP32, vendor's export"
@@ -184,7 +185,7 @@ class _Judge:
             except Exception as error:
                 self.row = row.failed(error)
 
-    def see(self, names: Sequence[str], expected: Mapping[str, FloatArray], pixel_values: FloatArray) -> None:
+    def see(self, names: Sequence[str], expected: Mapping[str, FloatArray], pixel_values: PixelValues) -> None:
         if self._encoder is None or self.row.error is not None:
             return
         try:

@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from vitedge.runtimes.errors import ImageError, ImageSetError
 from vitedge.runtimes.image import read_image
-from vitedge.runtimes.preprocess import Preprocessing
+from vitedge.runtimes.preprocess import PixelValues, Preprocessing
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 _MAX_BAD_SHARE = 0.05
@@ -101,8 +100,8 @@ def hold_out(taken: ImageSet, count: int, advance: Callable[[int], None] = lambd
     return ImageSet(found.folder, paths, _labels(found.folder, paths), digests, found.skipped)
 
 
-def batches(images: ImageSet, contract: Preprocessing, size: int) -> Iterator[NDArray[np.float32]]:
-    """The images as the encoder's input, float32 [up to size, 3, height, width], in order."""
+def batches(images: ImageSet, contract: Preprocessing, size: int) -> Iterator[PixelValues]:
+    """The images as the encoder's input, up to `size` at a time, in order."""
     for start in range(0, len(images.paths), size):
         yield contract.batch([read_image(path) for path in images.paths[start : start + size]])
 

@@ -20,6 +20,7 @@ from vitedge.quantization.saved_plan import SavedPlan
 from vitedge.runtimes.errors import ConversionError
 from vitedge.runtimes.load import load_encoder
 from vitedge.runtimes.manifest import Manifest, Operations
+from vitedge.runtimes.preprocess import PixelValues
 from vitedge.runtimes.saturation import Saturation
 
 MAX_EXPORT_ERROR = 1e-3
@@ -126,7 +127,7 @@ def lower_for_npu(
     return manifest
 
 
-def export_error(folder: Path, pixel_values: FloatArray, expected: Mapping[str, FloatArray]) -> float:
+def export_error(folder: Path, pixel_values: PixelValues, expected: Mapping[str, FloatArray]) -> float:
     """The largest difference between an FP32 artifact and PyTorch, over all outputs.
 
     Args:

@@ -19,6 +19,7 @@ from vitedge.quantization.integer_fold import (
 from vitedge.quantization.integer_grid import Range
 from vitedge.quantization.integer_program import Program
 from vitedge.runtimes.errors import PlanError
+from vitedge.runtimes.preprocess import PixelValues
 
 FUNCTIONS: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "RSQRT": torch.rsqrt,
@@ -112,7 +113,7 @@ class Observation:
     statistics: Mapping[str, InputStatistics]
 
 
-def to_pixels(folded: FoldedEncoder, pixel_values: FloatArray) -> torch.Tensor:
+def to_pixels(folded: FoldedEncoder, pixel_values: PixelValues) -> torch.Tensor:
     """float32 [batch, 3, height, width] to what a program reads: channels last, without a border no patch covers."""
     shape = folded.shape
     height, width = shape.grid[0] * shape.patch_height, shape.grid[1] * shape.patch_width
@@ -121,7 +122,7 @@ def to_pixels(folded: FoldedEncoder, pixel_values: FloatArray) -> torch.Tensor:
 
 @torch.inference_mode()
 def observe(
-    encoder: Encoder, batches: Callable[[], Iterable[FloatArray]], pixel_range: tuple[float, float]
+    encoder: Encoder, batches: Callable[[], Iterable[PixelValues]], pixel_range: tuple[float, float]
 ) -> Observation:
     """Folds the encoder by what its tensors are like, and keeps their ranges.
 
@@ -171,7 +172,7 @@ def observe(
     return Observation(folded, factors, multipliers, ranges, {**statistics, **shared})
 
 
-def _absolute_maxima(folded: FoldedEncoder, batches: Iterable[FloatArray]) -> Mapping[str, FloatArray]:
+def _absolute_maxima(folded: FoldedEncoder, batches: Iterable[PixelValues]) -> Mapping[str, FloatArray]:
     """Per channel [hidden], of the residual stream and of what LayerNorms give."""
     maxima: dict[str, torch.Tensor] = {}
 
@@ -184,7 +185,7 @@ def _absolute_maxima(folded: FoldedEncoder, batches: Iterable[FloatArray]) -> Ma
     return {name: value.numpy() for name, value in maxima.items()}
 
 
-def _run(operations: FloatOperations, folded: FoldedEncoder, batches: Iterable[FloatArray]) -> None:
+def _run(operations: FloatOperations, folded: FoldedEncoder, batches: Iterable[PixelValues]) -> None:
     empty = True
     for pixel_values in batches:
         Program(operations, folded.shape, len(pixel_values)).run(to_pixels(folded, pixel_values))

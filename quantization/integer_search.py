@@ -29,6 +29,7 @@ from vitedge.quantization.integer_program import Program
 from vitedge.quantization.prediction import fidelity
 from vitedge.quantization.search import MARGIN_DB, Budget
 from vitedge.runtimes.errors import PlanError
+from vitedge.runtimes.preprocess import PixelValues
 
 ORDER_IMAGES, POINT_IMAGES = 4, 16
 _STATISTICS = ("variance", "inverse_deviation")
@@ -87,7 +88,7 @@ class Judge:
     """
 
     @torch.inference_mode()
-    def __init__(self, encoder: IntegerEncoder, ranges: Mapping[str, Range], images: FloatArray) -> None:
+    def __init__(self, encoder: IntegerEncoder, ranges: Mapping[str, Range], images: PixelValues) -> None:
         self._encoder, self._ranges, self._count = encoder, ranges, len(images)
         self._pixels = to_pixels(encoder.folded, images)
         sizes: dict[str, tuple[int, int]] = {}

@@ -6,6 +6,7 @@ import numpy as np
 
 from vitedge.quantization.encoder import Encoder, FloatArray, Linear, float_linear, forward
 from vitedge.quantization.fidelity import cosine, sqnr_db
+from vitedge.runtimes.preprocess import PixelValues
 
 _BATCH = 8
 
@@ -34,7 +35,7 @@ class Prediction:
         pixel_values: float32 [images, channels, height, width]; run in batches of 8.
     """
 
-    def __init__(self, encoder: Encoder, pixel_values: FloatArray) -> None:
+    def __init__(self, encoder: Encoder, pixel_values: PixelValues) -> None:
         self._pixel_values = pixel_values
         self._expected = self._hidden_state(encoder, float_linear(encoder), len(pixel_values))
 

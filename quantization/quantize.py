@@ -20,6 +20,7 @@ from vitedge.quantization.ranges import HistogramObserver, RangeMethod, best_inp
 from vitedge.quantization.rounding import factorize, round_weights
 from vitedge.quantization.saturation import pairings
 from vitedge.quantization.smoothing import explicitly_smoothed, smooth, smoothable, smoothing_factors
+from vitedge.runtimes.preprocess import PixelValues
 
 STRENGTHS = (0.5, 0.7, 0.8, 0.9)
 # Of inputs that are divided at run time. On vit-s14-real 0.8 gains a little more, and worsens the worst of 400 images,
@@ -29,7 +30,7 @@ _PATCHES = "patch_embedding"
 _JUDGING_BATCHES = 3
 
 
-def observe(encoder: Encoder, batches: Iterable[FloatArray]) -> Mapping[str, InputStatistics]:
+def observe(encoder: Encoder, batches: Iterable[PixelValues]) -> Mapping[str, InputStatistics]:
     """Runs the FP32 encoder over batches of pixel values and returns what its linears were given.
 
     Memory is that of one batch and of the statistics, whatever the number of batches.
@@ -57,7 +58,7 @@ class Calibration:
     """
 
     statistics: Mapping[str, InputStatistics]
-    batches: Callable[[], Iterable[FloatArray]]
+    batches: Callable[[], Iterable[PixelValues]]
     pixel_range: tuple[float, float]
     digest: str
 

@@ -23,7 +23,7 @@ from vitedge.runtimes.errors import ArtifactError, CheckpointError, InputShapeEr
 
 Pixels = NDArray[np.uint8]
 # What an encoder takes: float32 [n, 3, height, width], normalized, or uint8 [n, height, width, 3], as resized.
-PixelValues = NDArray[np.float32] | NDArray[np.uint8]
+PixelValues = NDArray[np.float32 | np.uint8]
 
 _PRECISION_BITS = 32 - 8 - 2  # of Pillow's fixed point coefficients
 _MAX_SIDE = 4096

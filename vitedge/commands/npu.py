@@ -28,6 +28,7 @@ from vitedge.quantization.rounding import Factor, factorize, round_weights
 from vitedge.quantization.search import Budget
 from vitedge.runtimes.image import read_image
 from vitedge.runtimes.manifest import Manifest
+from vitedge.runtimes.preprocess import PixelValues
 
 # What the search aims at if no gate asks for something. On vit-s14-real 26.5 dB come of it: ranges cover the images
 # that predict, so that they flatter by more than for CPUs.
@@ -141,7 +142,7 @@ def _observe(checkpoint: Checkpoint, images: ImageSet, console: Console) -> Obse
     contract, passes = checkpoint.preprocessing, 3
     with console.bar("Calibrating integers", passes * len(images.paths)) as advance:
 
-        def counted() -> Iterator[FloatArray]:
+        def counted() -> Iterator[PixelValues]:
             for pixel_values in batches(images, contract, _BATCH):
                 yield pixel_values
                 advance(len(pixel_values))
