@@ -117,7 +117,10 @@ def build(
         str | None, typer.Option(help="No checkpoint: seeded random weights of a shape, such as vit-base-patch16-224.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of --random-weights.")] = 0,
-    batch: Annotated[str, typer.Option(help="A number, or dynamic (TFLite: 1).")] = "dynamic",
+    batch: Annotated[
+        str,
+        typer.Option(help="A number; dynamic: any (TFLite: 1); auto: any for ONNX, 1 for the others, which is faster."),
+    ] = "auto",
     max_drop: MaxDrop = None,
     min_cosine: MinCosine = None,
     min_sqnr: MinSqnr = None,
@@ -363,10 +366,10 @@ def _runtimes(text: str | None, target: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(","))
 
 
-def _batch(text: str) -> int | None:
-    if text == "dynamic":
-        return None
-    return _counts(text)[0]
+def _batch(text: str) -> int | str:
+    from vitedge.commands.request import BATCHES
+
+    return text if text in BATCHES else _counts(text)[0]
 
 
 def _counts(text: str) -> tuple[int, ...]:

@@ -182,7 +182,7 @@ def test_random_weights_have_no_accuracy(site: Site, tmp_path: Path) -> None:
         (("verify", "{tmp}/empty", "--eval", "{calibration}"), "expected an artifact such as OUT/onnx"),
         (("bench", "{tmp}/nowhere"), "no such folder"),
         (("bench", "{tmp}/nowhere", "--threads", "0"), "expected a number of at least 1"),
-        (("run", "{tmp}/empty", "cat.jpg"), "expected an artifact folder"),
+        (("run", "{tmp}/empty", "cat.jpg"), "expected an artifact such as OUT/onnx"),
         (("inspect", "{tmp}/empty"), "no manifest.json"),
     ],
 )

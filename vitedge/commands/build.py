@@ -227,7 +227,7 @@ class _Site:
                         linears={},
                         checkpoint=self.checkpoint,
                         plan=planned.plan,
-                        batch=self.request.batch,
+                        batch=self.request.batch_for(runtime),
                         calibration=self._record,
                     )
                     errors[runtime] = export_error(twin, pixels, expected)
@@ -304,7 +304,7 @@ def _bench(request: BuildRequest, new: Path, accuracy: Mapping[str, AccuracyRepo
         report = measure_all(
             pairs,
             threads=request.threads,
-            batch=request.batch or 1,
+            batch=request.batch if isinstance(request.batch, int) else 1,
             seconds=request.bench_seconds,
             sqnr_db={runtime: found.outputs["last_hidden_state"].sqnr_db for runtime, found in accuracy.items()},
             progress=advance,

@@ -49,7 +49,7 @@ class CpuPlanned:
             linears=self.plan.linears(runtime),
             checkpoint=self.checkpoint,
             plan=self.plan,
-            batch=self.request.batch,
+            batch=self.request.batch_for(runtime),
             calibration=calibration,
             portable=self.request.portable,
         )

@@ -63,7 +63,7 @@ class NpuPlanned:
             folder,
             checkpoint=self.checkpoint,
             plan=self.plan,
-            batch=self.request.batch,
+            batch=self.request.batch_for("tflite"),
             calibration=calibration,
             integer_io=self.request.integer_io,
         )
