@@ -27,8 +27,8 @@ from vitedge.quantization.prediction import Prediction
 from vitedge.quantization.quantize import Calibration, make_plan, observe
 from vitedge.runtimes.errors import VitedgeError
 
-STRENGTHS = (0.3, 0.5, 0.7, 0.8, 0.9, 1.0)
-EXPLICIT_STRENGTHS = (None, 0.5, 0.6, 0.7, 0.8, 0.9)
+STRENGTHS = (0.3, 0.5, 0.6, 0.7, 0.8, 1.0)
+EXPLICIT_STRENGTHS = (None, 0.35, 0.5, 0.65, 0.8)
 SUBSETS, SUBSET_IMAGES = 3, 32
 _BATCH = 8
 
@@ -98,10 +98,10 @@ def ablate(bench: Bench) -> Iterator[Row]:
         yield from bench.rows("smoothing", f"strength {strength}", planned)
     static = {"openvino": Recipe(recipes["openvino"].weights, {"*": "static"})}
     for method in ("min-max", "mse"):
-        planned = bench.plan(bench.calibration, static, strengths=(0.9,), range_method=method)
+        planned = bench.plan(bench.calibration, static, strengths=(0.7,), range_method=method)
         yield from bench.rows("fixed ranges", method, planned)
     for explicit in EXPLICIT_STRENGTHS:
-        planned = bench.plan(bench.calibration, static, strengths=(0.9,), explicit_strength=explicit)
+        planned = bench.plan(bench.calibration, static, strengths=(0.7,), explicit_strength=explicit)
         yield from bench.rows("behind GELU", "as it is" if explicit is None else f"strength {explicit}", planned)
     for subset in range(SUBSETS):
         part = slice(subset * SUBSET_IMAGES, (subset + 1) * SUBSET_IMAGES)

@@ -1,8 +1,9 @@
 """Makes the plan: observe, smooth, fix ranges, round. Nothing here knows a runtime's file format.
 
 The strength of smoothing is measured, not assumed: the plan is made for each of a few strengths, and the one whose
-fake-quantized model is nearest to FP32 on calibration images is kept. Stronger smoothing than the paper's 0.5 can pay,
-because what it makes hard, large weights, is what second-order rounding is good at (`benchmarks/ablation.py` shows it).
+fake-quantized model is nearest to FP32 on calibration images is kept (`benchmarks/ablation.py` shows more of them).
+Those that are tried end where calibration images begin to flatter: the stronger, the closer all channels come to the
+end of the range, and unseen images exceed it.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,10 +23,9 @@ from vitedge.quantization.saturation import pairings
 from vitedge.quantization.smoothing import explicitly_smoothed, smooth, smoothable, smoothing_factors
 from vitedge.runtimes.preprocess import PixelValues
 
-STRENGTHS = (0.5, 0.7, 0.8, 0.9)
-# Of inputs that are divided at run time. On vit-s14-real 0.8 gains a little more, and worsens the worst of 400 images,
-# which exceed in some channel what calibration saw: the stronger, the closer all channels are to the end of the range.
-EXPLICIT_STRENGTH = 0.7
+STRENGTHS = (0.5, 0.6, 0.7)
+# Of inputs that are divided at run time.
+EXPLICIT_STRENGTH = 0.5
 _PATCHES = "patch_embedding"
 _JUDGING_BATCHES = 3
 
@@ -103,7 +103,7 @@ def make_plan(
         prediction = Prediction(encoder, np.concatenate(list(islice(calibration.batches(), _JUDGING_BATCHES))))
     best: tuple[float, Plan, Encoder] | None = None
     for strength in strengths:
-        factors = smoothing_factors(encoder, calibration.statistics, rounder.smoothed_linears, strength)
+        factors = smoothing_factors(calibration.statistics, rounder.smoothed_linears, strength)
         smoothed = smooth(encoder, factors)
         divisors = {**factors, **rounder.divisors}
         inputs = _inputs(smoothed, calibration, divisors, recipes, range_method)
@@ -163,7 +163,7 @@ class _Rounder:
         divided = [name for name, formats in self._static_formats.items() if formats]
         self.divisors: Mapping[str, FloatArray] = {}
         if explicit_strength is not None:
-            self.divisors = smoothing_factors(encoder, statistics, divided, explicit_strength)
+            self.divisors = smoothing_factors(statistics, divided, explicit_strength)
         self.smoothed_linears = tuple(name for name in smoothable(encoder) if self._formats[name])
         # Smoothing changes what reads a smoothed input, and what produces one (qkv, for o_proj).
         self._changed = set(smoothable(encoder))

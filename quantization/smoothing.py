@@ -8,9 +8,12 @@ column j of the linear multiplied by it; the function stays the same. A ViT has 
 
 The input of mlp.fc2 comes out of GELU, which nothing can be folded through. Where it has a fixed range, which outliers
 make coarse, it is divided at run time instead (`explicitly_smoothed`): one multiplication per value, which gains 1.4 dB
-of the whole model on vit-s14-real in OpenVINO (`benchmarks/ablation.py`). Factors follow the paper's equation 4,
-s_j = max|x_j|^strength / max|W_:j|^(1 - strength), normalized to a geometric mean of 1. The strength is
-chosen per model by measured error (`quantize.py`).
+of the whole model on vit-s14-real in OpenVINO (`benchmarks/ablation.py`).
+
+Factors are s_j = max|x_j|^strength, normalized to a geometric mean of 1. The paper's equation 4 divides that by
+max|W_:j|^(1 - strength), to make weights easier too; but second-order rounding does not need that, and it makes
+activations coarser: a channel with small weights, which weighs little, takes a large part of the range, and what it
+takes depends on which images were seen. The strength is chosen per model by measured error (`quantize.py`).
 """
 
 from collections.abc import Iterable, Mapping
@@ -23,21 +26,18 @@ from vitedge.runtimes.errors import PlanError
 
 
 def smoothing_factors(
-    encoder: Encoder, statistics: Mapping[str, InputStatistics], names: Iterable[str], strength: float
+    statistics: Mapping[str, InputStatistics], names: Iterable[str], strength: float
 ) -> Mapping[str, FloatArray]:
     """Factors [in] of some linears, by name.
 
     Args:
-        encoder: The encoder before smoothing.
-        statistics: What calibration saw of the inputs of `encoder`'s linears.
+        statistics: What calibration saw of the inputs of linears, before smoothing.
         names: Of linears whose input can be smoothed (`smoothable`).
-        strength: 0 moves nothing out of the activations but what the weights ask for, 1 everything.
+        strength: 0 moves nothing out of the activations, 1 everything: all channels end at the same maximum.
     """
     factors = {}
     for name in names:
-        activation = np.maximum(statistics[name].absolute_maximum, 1e-5)
-        weight = np.maximum(np.abs(encoder.tensors[f"{name}.weight"]).max(axis=0), 1e-5)
-        log_factor = strength * np.log(activation) - (1 - strength) * np.log(weight)
+        log_factor = strength * np.log(np.maximum(statistics[name].absolute_maximum, 1e-5))
         factors[name] = np.exp(log_factor - log_factor.mean()).astype(np.float32)
     return factors
 

@@ -199,7 +199,7 @@ def test_the_strength_with_the_best_prediction_is_taken(encoder: Encoder, streng
     found, smoothed = planned(encoder=encoder, strengths=strengths)
     assert (found.strength, found.digest()) == (best, digests[best])
     assert mean_db(found, smoothed) == pytest.approx(scores[best])
-    assert scores[best] > min(scores.values()) + 1  # they do differ
+    assert scores[best] > min(scores.values()) + 0.5  # they do differ
 
 
 def test_what_no_smoothing_changes_is_rounded_once(monkeypatch: pytest.MonkeyPatch) -> None:
