@@ -10,9 +10,11 @@ three disjoint subsets of the calibration images. Prints a table and ends in one
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -27,6 +29,7 @@ from vitedge.quantization.prediction import Prediction
 from vitedge.quantization.quantize import Calibration, make_plan, observe
 from vitedge.runtimes.errors import VitedgeError
 
+STRENGTH = 0.7  # where something else is varied
 STRENGTHS = (0.3, 0.5, 0.6, 0.7, 0.8, 1.0)
 EXPLICIT_STRENGTHS = (None, 0.35, 0.5, 0.65, 0.8)
 SUBSETS, SUBSET_IMAGES = 3, 32
@@ -57,6 +60,7 @@ class Bench:
 
     def __init__(self, checkpoint: Checkpoint, images: ImageSet, evaluation: ImageSet, target: str) -> None:
         self.encoder, self.target = checkpoint.encoder, target
+        self.static = {"openvino": Recipe(TARGETS[target]["openvino"].weights, {"*": "static"})}
         self._contract = checkpoint.preprocessing
         self._calibration_pixels = np.concatenate(list(batches(images, self._contract, _BATCH)))
         pixels = np.concatenate(list(batches(evaluation, self._contract, _BATCH)))
@@ -86,27 +90,48 @@ class Bench:
         return Row(what, variant, runtime, *self._prediction(smoothed, linear))
 
 
-def ablate(bench: Bench) -> Iterator[Row]:
-    """All variants, one decision varied at a time."""
-    recipes = TARGETS[bench.target]
+def weights_alone(bench: Bench) -> Iterator[Row]:
     for weight_format in WEIGHT_FORMATS:
         alone = {"onnx": Recipe(weight_format, {"*": "dynamic"})}
-        plan, smoothed = bench.plan(bench.calibration, alone, strengths=(0.7,))
+        plan, smoothed = bench.plan(bench.calibration, alone, strengths=(STRENGTH,))
         yield bench.judged("weights alone", weight_format, "any", smoothed, _weights_only(plan.linears("onnx")))
+
+
+def smoothing(bench: Bench) -> Iterator[Row]:
     for strength in STRENGTHS:
-        planned = bench.plan(bench.calibration, recipes, strengths=(strength,))
+        planned = bench.plan(bench.calibration, TARGETS[bench.target], strengths=(strength,))
         yield from bench.rows("smoothing", f"strength {strength}", planned)
-    static = {"openvino": Recipe(recipes["openvino"].weights, {"*": "static"})}
+
+
+def fixed_ranges(bench: Bench) -> Iterator[Row]:
     for method in ("min-max", "mse"):
-        planned = bench.plan(bench.calibration, static, strengths=(0.7,), range_method=method)
+        planned = bench.plan(bench.calibration, bench.static, strengths=(STRENGTH,), range_method=method)
         yield from bench.rows("fixed ranges", method, planned)
+
+
+def behind_gelu(bench: Bench) -> Iterator[Row]:
     for explicit in EXPLICIT_STRENGTHS:
-        planned = bench.plan(bench.calibration, static, strengths=(0.7,), explicit_strength=explicit)
+        planned = bench.plan(bench.calibration, bench.static, strengths=(STRENGTH,), explicit_strength=explicit)
         yield from bench.rows("behind GELU", "as it is" if explicit is None else f"strength {explicit}", planned)
+
+
+def calibration(bench: Bench) -> Iterator[Row]:
     for subset in range(SUBSETS):
         part = slice(subset * SUBSET_IMAGES, (subset + 1) * SUBSET_IMAGES)
-        planned = bench.plan(bench.calibrated(part), recipes)
+        planned = bench.plan(bench.calibrated(part), TARGETS[bench.target])
         yield from bench.rows("calibration", f"{SUBSET_IMAGES} images, subset {subset + 1}", planned)
+
+
+# One decision varied at a time, the others as they are by default.
+DECISIONS: Mapping[str, Callable[[Bench], Iterator[Row]]] = MappingProxyType(
+    {
+        "weights": weights_alone,
+        "smoothing": smoothing,
+        "ranges": fixed_ranges,
+        "gelu": behind_gelu,
+        "calibration": calibration,
+    }
+)
 
 
 def _weights_only(linears: Mapping[str, QuantizedLinear]) -> Linear:
@@ -123,13 +148,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--eval", type=Path, required=True)
     parser.add_argument("--eval-images", type=int, default=64, help="taken evenly over the folder")
     parser.add_argument("--target", choices=sorted(TARGETS), default="avx2")
+    parser.add_argument("--only", action="append", choices=list(DECISIONS), help="one decision; may be repeated")
     arguments = parser.parse_args(argv)
     try:
         checkpoint = load_checkpoint(arguments.checkpoint)
         evaluation = scan(arguments.eval, arguments.eval_images)
         bench = Bench(checkpoint, scan(arguments.calibration, None), evaluation, arguments.target)
         rows = []
-        for row in ablate(bench):
+        for row in chain.from_iterable(DECISIONS[name](bench) for name in arguments.only or DECISIONS):
             rows.append(row)
             sys.stdout.write(
                 f"{row.what:14} {row.variant:22} {row.runtime:9} {row.sqnr_db:6.2f} dB"
