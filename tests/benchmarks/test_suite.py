@@ -61,7 +61,7 @@ def test_command_builds_measures_and_ends_in_json(
     document = json.loads(lines[-1])
     assert [row["encoder"] for row in document["rows"]] == ["vit-base-patch16-224", "my-vit"]
     assert document["target"] == "vnni"
-    assert any("random weights" in line for line in lines)
+    assert any("random" in line for line in lines)
     assert [arguments[0] for arguments in asked] == ["build", "bench", "bench"] * 2
     assert all({"--torch", "--vendors"} <= set(asked[at]) for at in (1, 4))
 
