@@ -123,7 +123,7 @@ def test_cpu_times_of_this_machine_grow() -> None:
     assert before is not None
     assert after is not None
     assert after.busy - before.busy > 0.05
-    assert after.total - before.total >= after.busy - before.busy
+    assert after.total - before.total >= after.busy - before.busy - 0.01  # the kernel counts in hundredths
 
 
 def test_what_the_system_does_not_say_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
