@@ -1,10 +1,10 @@
 """What each decision of the plan is worth, predicted by fake quantization: nothing is converted, so it takes minutes.
 
-    python -m vitedge.benchmarks.ablation CHECKPOINT --calibration DIR --eval DIR
+    python -m vitedge.benchmarks.ablation CHECKPOINT --calibration DIR --eval DIR [--only calibration]
 
-Rows: the formats of weights alone (inputs in float), the strengths of smoothing, the methods for fixed ranges, and
-three disjoint subsets of the calibration images. Prints a table and ends in one JSON document. Numbers are of
-`last_hidden_state` and the class token, against the float encoder.
+Rows: the formats of weights alone (inputs in float), the strengths of smoothing, the methods for fixed ranges, the
+division behind GELU, and three disjoint subsets of the calibration images. Prints a table and ends in one JSON
+document. Numbers are of `last_hidden_state` and the class token, against the float encoder.
 """
 
 import argparse

@@ -14,14 +14,13 @@ H is that about the mean input, because the bias takes back what rounding shifts
 columns are known, times scale² / 12. The product of all 1 / U_jj² is det H, whatever the order, so that their sum is
 small if they are alike: the column to be rounded last is the one of the smallest variance, the one before it that of
 the smallest variance given the last, and so on (as sorted QR decompositions do for lattice decoders; GPTQ is one, see
-Chen et al. 2025, arXiv:2507.18553). On vit-s14-real weights alone are then 38.5 dB instead of 37.7 (int8), and 32.7
-instead of 31.8 (int7), with columns as they come.
+Chen et al. 2025, arXiv:2507.18553).
 
 **Pair-safe weights** use all 8 bits and yet never saturate on CPUs without VNNI (see `saturation.py`): of two columns
 that a kernel adds in 16 bits, |v + w| ≤ 128 must hold. If two targets together exceed that, the one rounded first gives
 up half of the excess, the other is clamped to what the first leaves, and GPTQ makes up for it in later columns. The
 scale search knows of it and ends, at the latest, at the step under which every weight is within ±64 and no pair is too
-large. On vit-s14-real the error of weights alone is 36.6 dB below the signal, against 38.5 of free int8 and 32.7 of 7
+large. On vit-s14-real the error of weights alone is 36.7 dB below the signal, against 37.7 of free int8 and 32.4 of 7
 bits (`python -m vitedge.benchmarks.ablation`; the patch embedding is 7 bits wide in the first).
 """
 

@@ -24,8 +24,7 @@ class OpenVinoEncoder(RuntimeEncoder):
         folder: Artifact folder.
         threads: As in `RuntimeEncoder`.
         cache: Folder in which the plugin keeps what it compiled, by the model's SHA-256, and finds it the next time:
-            INT8 compiles slowly, and loads in half the time from there. What lies there is run, so let nobody else
-            write to it. None compiles at every load.
+            INT8 compiles slowly. What lies there is run, so let nobody else write to it. None compiles at every load.
     """
 
     runtime = "openvino"

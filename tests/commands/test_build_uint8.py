@@ -1,5 +1,6 @@
 """`vitedge build --input uint8`: artifacts that take pixels as they are."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +78,16 @@ def test_verify_and_bench_feed_pixels(site: Site, pixels_in: Path) -> None:
     assert result.exit_code == 0, result.output
     assert load_manifest(pixels_in / "onnx").latency is not None
     assert "then as it is" in site.vitedge("inspect", pixels_in / "onnx").output
+
+
+def test_artifacts_that_take_different_pixels_are_not_verified_together(
+    site: Site, built: Path, pixels_in: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(built / "onnx", tmp_path / "onnx")
+    shutil.copytree(pixels_in / "tflite", tmp_path / "tflite")
+    result = site.vitedge("verify", tmp_path, "--eval", site.evaluation)
+    assert result.exit_code == 2
+    assert "are not of one build; verify them apart" in " ".join(result.stderr.split())
 
 
 def test_npu_has_integers_of_its_own(site: Site, tmp_path: Path) -> None:

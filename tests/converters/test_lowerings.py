@@ -32,7 +32,7 @@ ALL_DYNAMIC = Recipe("int8", {"*": "dynamic"})
 DYNAMIC = ALL_DYNAMIC.with_precisions({"patch_embedding": "static"})
 ROWS_FOR_FC2 = TARGETS["avx2"]["onnx"]
 # The same arithmetic but for the order of float sums, which gives 127 dB and more. Where it turns one integer, that is
-# amplified: half of the images may have 43 to 70 dB, so that agreement is that of the images in which none turned.
+# amplified: half of the images may have 43 to 71 dB, so that agreement is that of the images in which none turned.
 IMAGES, AGREEMENT_DB = 9, 110
 
 

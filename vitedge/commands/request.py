@@ -83,8 +83,8 @@ class BuildRequest:
     def batch_for(self, runtime: str) -> int | None:
         """The batch size of a runtime's files, or None for any; the bench's is 1 then.
 
-        OpenVINO merges its transposes and reorders only where all sizes are known: on vit-s14-real target avx2 is 1.12
-        times as fast with a fixed batch. ONNX Runtime gains nothing, and TFLite has no other.
+        OpenVINO merges its transposes and reorders only where all sizes are known, which makes target avx2 faster.
+        ONNX Runtime gains nothing, and TFLite has no other.
         """
         if isinstance(self.batch, int):
             return self.batch
