@@ -1,33 +1,19 @@
-"""The command line. Each command is a thin face of a plain function; results go to stdout, progress to stderr.
+"""The command line on the host: build, judge, run. `cli_deploy.py` holds what carries artifacts to devices and apps.
 
-Exit codes: 0 fine, 1 a gate failed, 2 the input was wrong, 130 interrupted.
+Each command is a thin face of a plain function; results go to stdout, progress to stderr.
 """
 
-import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-from vitedge import __version__
+from vitedge.app import Json, Quiet, app, errors, print_json
+from vitedge.cli_deploy import deploy
 from vitedge.console import Console
 from vitedge.runtimes.errors import VitedgeError
 
-app = typer.Typer(
-    name="vitedge",
-    help="INT8 Vision Transformer encoders for phones and edge boxes, with proof.",
-    epilog="Start with:  vitedge demo",
-    no_args_is_help=True,
-    rich_markup_mode="markdown",
-    pretty_exceptions_enable=False,
-    add_completion=False,
-)
-
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no notes.")]
 MaxDrop = Annotated[
     str | None,
     typer.Option(
@@ -40,13 +26,6 @@ Threads = Annotated[int, typer.Option(min=1, help="Threads of the runtime.")]
 Target = Literal["avx2", "vnni", "arm64", "npu"]
 
 
-@app.callback(invoke_without_command=True)
-def _root(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
-    if version:
-        typer.echo(f"vitedge {__version__}")
-        raise typer.Exit
-
-
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Where the artifacts go.")] = Path("vitedge-demo"),
@@ -57,7 +36,7 @@ def demo(
 
     Example: `vitedge demo`
     """
-    with _errors():
+    with errors():
         from vitedge.commands.demo import demo as run_demo
 
         result = run_demo(out, Console(quiet=quiet))
@@ -144,7 +123,7 @@ def build(
 
     `vitedge build --random-weights vit-base-patch16-224 --out out --keep-fp32`
     """
-    with _errors():
+    with errors():
         from vitedge.commands.build import BuildRefusedError, BuildRequest
         from vitedge.commands.build import build as run_build
         from vitedge.commands.demo import demo_images
@@ -203,7 +182,7 @@ def verify(
 
     Example: `vitedge verify out --eval val --min-cosine 0.997`
     """
-    with _errors():
+    with errors():
         from vitedge import tables
         from vitedge.commands.verify import verify as run_verify
         from vitedge.runtimes.errors import GateFailedError
@@ -212,7 +191,7 @@ def verify(
         result = run_verify(artifact, evaluation, model=model, gates=gates, console=Console(quiet=quiet))
         if as_json:
             accuracy = {name: report.to_json() for name, report in result.accuracy.items()}
-            _print_json({"format": "vitedge-verify/1", "accuracy": accuracy, "gate_failures": list(result.failures)})
+            print_json({"format": "vitedge-verify/1", "accuracy": accuracy, "gate_failures": list(result.failures)})
         else:
             tables.show(tables.accuracy_table(result.accuracy))
         if result.failures:
@@ -251,7 +230,7 @@ def bench(
 
     `vitedge bench out --cpus 0 --torch --vendors --images calib`
     """
-    with _errors():
+    with errors():
         from vitedge import tables
         from vitedge.commands.bench import RivalRequest
         from vitedge.commands.bench import bench as run_bench
@@ -266,7 +245,7 @@ def bench(
             rivals=RivalRequest(torch=torch, vendors=vendors, images=images, model=model),
         )
         if as_json:
-            _print_json({"format": "vitedge-benches/2", "runs": [report.to_json() for report in reports]})
+            print_json({"format": "vitedge-benches/2", "runs": [report.to_json() for report in reports]})
         else:
             tables.show(*(tables.bench_table(report) for report in reports))
 
@@ -287,7 +266,7 @@ def run(
 
     `vitedge run out/onnx photos --save features.npz`
     """
-    with _errors():
+    with errors():
         from vitedge import tables
         from vitedge.commands.run import run as run_images
 
@@ -312,44 +291,25 @@ def inspect(
 
     Example: `vitedge inspect out/onnx --profile`
     """
-    with _errors():
+    with errors():
         from vitedge import tables
         from vitedge.commands.inspect import inspect as run_inspect
         from vitedge.profile_table import profile_table
 
         found = run_inspect(artifact, profile=profile, threads=threads)
         if as_json:
-            _print_json({"format": "vitedge-inspect/1", "artifacts": [item.to_json() for item in found]})
+            print_json({"format": "vitedge-inspect/1", "artifacts": [item.to_json() for item in found]})
         else:
             tables.show(*(tables.inspect_table(item) for item in found))
             tables.show(*(profile_table(item.profile) for item in found if item.profile))
 
 
+app.add_typer(deploy)
+
+
 def main() -> None:
     """Entry point of the `vitedge` command."""
     app()
-
-
-@contextmanager
-def _errors() -> Iterator[None]:
-    """Turns what went wrong into one message on stderr and an exit code."""
-    try:
-        yield
-    except VitedgeError as error:
-        typer.secho(f"error: {error}", fg="red", err=True)
-        raise typer.Exit(error.exit_code) from error
-    except KeyboardInterrupt as error:
-        typer.secho("interrupted; what was there before is unchanged", fg="red", err=True)
-        raise typer.Exit(130) from error
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith("vitedge"):
-            raise
-        typer.secho(
-            f"error: {error.name} is not installed; this command needs: pip install 'vitedge[convert]'",
-            fg="red",
-            err=True,
-        )
-        raise typer.Exit(2) from error
 
 
 def _gates(max_drop: str | None, min_cosine: float | None, min_sqnr_db: float | None) -> Any:
@@ -392,11 +352,6 @@ def _show_build(result: Any, as_json: bool) -> None:
     from vitedge import tables
 
     if as_json:
-        _print_json(result.report)
+        print_json(result.report)
     else:
         tables.show(tables.build_table(result))
-
-
-def _print_json(document: Any) -> None:
-    json.dump(document, sys.stdout, indent=1, allow_nan=False)
-    sys.stdout.write("\n")
