@@ -146,12 +146,7 @@ def observe(
         scaled, {name: maxima[f"{name}.normalized"] for name in layernorms(encoder.shape)}
     )
     folded = fold(encoder, factors, multipliers)
-    ranges, inputs = {"pixel_values": Range(*pixel_range)}, Observer(lambda _name, x: x)
-
-    def see(name: str, x: torch.Tensor) -> None:
-        seen = Range(*(float(value) for value in torch.aminmax(x)))
-        ranges[name] = ranges[name].union(seen) if name in ranges else seen
-
+    inputs = Observer(lambda _name, x: x)
     # Query, key and value read the same.
     first_readers = {readers[0]: readers for readers in layernorms(encoder.shape).values() if readers}
     others = {name for readers in first_readers.values() for name in readers[1:]}
@@ -160,7 +155,7 @@ def observe(
         if name not in others:
             inputs(name, x)
 
-    _run(FloatOperations(folded, see, see_input), folded, batches())
+    ranges = observed_ranges(folded, batches(), pixel_range, see_input)
     for name in layernorms(encoder.shape):
         if encoder.shape.layer_norm_eps > _MAX_EPSILON_SHARE * ranges[f"{name}.variance"].low:
             raise PlanError(
@@ -170,6 +165,34 @@ def observe(
     statistics = inputs.statistics()
     shared = {name: statistics[first] for first, readers in first_readers.items() for name in readers[1:]}
     return Observation(folded, factors, multipliers, ranges, {**statistics, **shared})
+
+
+@torch.inference_mode()
+def observed_ranges(
+    folded: FoldedEncoder,
+    batches: Iterable[PixelValues],
+    pixel_range: tuple[float, float],
+    see_input: Callable[[str, torch.Tensor], object] = lambda _name, _x: None,
+) -> dict[str, Range]:
+    """The range of every tensor over the images, in one pass; that of `pixel_values` is given.
+
+    Args:
+        folded: What to run.
+        batches: float32 [batch, 3, height, width], normalized.
+        pixel_range: Smallest and largest normalized pixel value that preprocessing can produce.
+        see_input: Called with the name of every linear and its input.
+
+    Raises:
+        PlanError: There are no images.
+    """
+    ranges = {"pixel_values": Range(*pixel_range)}
+
+    def see(name: str, x: torch.Tensor) -> None:
+        seen = Range(*(float(value) for value in torch.aminmax(x)))
+        ranges[name] = ranges[name].union(seen) if name in ranges else seen
+
+    _run(FloatOperations(folded, see, see_input), folded, batches)
+    return ranges
 
 
 def _absolute_maxima(folded: FoldedEncoder, batches: Iterable[PixelValues]) -> Mapping[str, FloatArray]:

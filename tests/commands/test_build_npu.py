@@ -72,6 +72,32 @@ def test_edited_plan_widens_what_it_names(site: Site, searched: Path, tmp_path: 
     assert sixteen == tuple(sorted(name for name in document["ranges"] if name.endswith("residual")))
 
 
+def test_edited_range_is_that_of_the_artifact(site: Site, searched: Path, tmp_path: Path) -> None:
+    document = json.loads((searched / "plan.json").read_text())
+    name = next(name for name in document["ranges"] if name.endswith(".wide") and name not in document["sixteen_bit"])
+    document["ranges"][name] = [-100.0, 100.0]
+    (tmp_path / "plan.json").write_text(json.dumps(document))
+    assert site.build(tmp_path / "out", *NPU, "--plan", tmp_path / "plan.json").exit_code == 0
+    ranges = load_integer_plan(tmp_path / "out").precision.ranges
+    assert (ranges[name].low, ranges[name].high) == (-100, 100)
+    assert sqnr_db(tmp_path / "out") < sqnr_db(searched) - 3
+
+
+def test_plan_without_the_range_of_a_tensor_is_refused(site: Site, searched: Path, tmp_path: Path) -> None:
+    document = json.loads((searched / "plan.json").read_text())
+    del document["ranges"]["layers.0.mlp.wide"]
+    document["sixteen_bit"] = ["residual"]
+    (tmp_path / "plan.json").write_text(json.dumps(document))
+    result = site.build(tmp_path / "out", *NPU, "--plan", tmp_path / "plan.json")
+    assert result.exit_code == 2
+    assert "the first that only one of them has is layers.0.mlp.wide" in result.stderr
+
+
+def test_search_predicts_no_more_than_the_artifact_reaches(searched: Path) -> None:
+    """Its ranges do not know the images that judge."""
+    assert report_of(searched)["search"]["tflite"]["found"]["sqnr_db"] < sqnr_db(searched) + 1
+
+
 def test_8_and_16_bits_throughout(site: Site, narrow: Path, tmp_path: Path) -> None:
     assert site.build(tmp_path / "wide", *NPU, "--activations", "int16").exit_code == 0
     assert not load_manifest(narrow / "tflite").operations.sixteen_bit
