@@ -4,9 +4,10 @@ The contract is what the checkpoint's `preprocessor_config.json` says. Resizing 
 (Resample.c: a filter that widens when it shrinks, two passes, each rounded to 8 bits, with 22-bit fixed point
 coefficients), because that is what the encoder was trained behind; OpenCV's resize has no such filter.
 
-How it is fast in numpy: a pass is a banded matrix product. A block of output rows needs only a band of input rows, so
-each block is one small dense product in BLAS. Coefficients are integers below 2^22 and sums stay below 2^53, so float64
-products are exact integer arithmetic.
+How it is fast in numpy: a pass is a banded matrix product. A block of outputs needs only a band of inputs, so each
+block is one small dense product in BLAS, in float32. That is exact integer arithmetic as long as sums stay below 2^24,
+so coefficients, integers below 2^22, are split into two digits, and what the sum of the lower carries goes to the
+higher.
 """
 
 import math
@@ -27,8 +28,9 @@ PixelValues = NDArray[np.float32 | np.uint8]
 
 _PRECISION_BITS = 32 - 8 - 2  # of Pillow's fixed point coefficients
 _MAX_SIDE = 4096
-_BLOCK_INPUT_ROWS = 32  # input rows between the first and the last output row that one product computes
-_STRIP = 256  # input rows that the horizontal pass takes at a time, so that large images need no large copies
+_LOW_BITS = 7  # of the lower digit: 255 times the sum of the higher ones, at most 1.4 · 2^15, stays below 2^24
+_MAX_TAPS = 440  # so does 255 times the sum of so many lower digits, plus the half that rounds
+_STRIP_VALUES = 3 << 20  # that the horizontal pass takes at a time, so that large images need no large copies
 
 
 def _bicubic(x: float) -> float:
@@ -212,49 +214,84 @@ def resize(image: Pixels, height: int, width: int, resample: str) -> Pixels:
 
 
 def _resize_columns(image: Pixels, width: int, resample: str) -> Pixels:
-    """Resizes [rows, columns, channels] to [rows, width, channels]: rows of the transposed image, a strip at a time."""
+    """Resizes [rows, columns, channels] to [rows, width, channels], a strip of rows at a time."""
     rows, columns, channels = image.shape
     if columns == width:
         return image
-    resized = np.empty((width, rows, channels), np.uint8)
-    for start in range(0, rows, _STRIP):
-        strip = image[start : start + _STRIP].transpose(1, 0, 2)
-        resized[:, start : start + _STRIP] = _resize_rows(strip, width, resample)
-    return resized.transpose(1, 0, 2)
+    flat, result = image.reshape(rows, columns * channels), np.empty((rows, width * channels), np.uint8)
+    step = max(1, _STRIP_VALUES // (columns * channels))
+    for strip in (slice(start, start + step) for start in range(0, rows, step)):
+        values = flat[strip].astype(np.float32)
+        for block in _blocks(columns, width, channels, resample):
+            result[strip, block.outputs] = block.rounded(values[:, block.inputs])
+    return result.reshape(rows, width, channels)
 
 
 def _resize_rows(image: Pixels, height: int, resample: str) -> Pixels:
-    """Resizes [rows, columns, channels] to [height, columns, channels], one product for each block of output rows."""
+    """Resizes [rows, columns, channels] to [height, columns, channels]."""
     rows, columns, channels = image.shape
     if rows == height:
         return image
-    flat = np.ascontiguousarray(image).reshape(rows, columns * channels)
-    result = np.empty((height, columns * channels), np.uint8)
-    for start, first, coefficients in _blocks(rows, height, resample):
-        sums = coefficients @ flat[first : first + coefficients.shape[1]].astype(np.float64)
-        sums += 1 << (_PRECISION_BITS - 1)
-        sums *= 1 / (1 << _PRECISION_BITS)  # a power of two: exact
-        # Filters overshoot below 0 and above 255; what lies between is floored by the cast, as Pillow's shift does.
-        np.clip(sums, 0, 255, out=sums)
-        result[start : start + len(coefficients)] = sums
-    return result.reshape(height, columns, channels)
+    values = image.reshape(rows, columns * channels).astype(np.float32).T
+    result = np.empty((columns * channels, height), np.uint8, order="F")
+    for block in _blocks(rows, height, 1, resample):
+        result[:, block.outputs] = block.rounded(values[:, block.inputs])
+    return result.T.reshape(height, columns, channels)
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Some outputs of a pass over vectors of pixels, and the band of inputs that they read.
+
+    `digits` are the coefficients [inputs, outputs] in parts, the lowest first, and how many bits each part has.
+    """
+
+    inputs: slice
+    outputs: slice
+    digits: tuple[tuple[NDArray[np.floating[Any]], int], ...]
+
+    def rounded(self, values: NDArray[np.float32]) -> NDArray[np.floating[Any]]:
+        """The outputs of the vectors [n, inputs], within 0 and 255; the cast to integers floors, as Pillow's shift."""
+        carried: float | NDArray[np.floating[Any]] = 1 << (_PRECISION_BITS - 1)
+        for coefficients, bits in self.digits:
+            sums = values @ coefficients
+            sums += carried
+            sums *= 1 / (1 << bits)  # a power of two: exact
+            carried = np.floor(sums, out=sums)
+        return np.clip(sums, 0, 255, out=sums)  # filters overshoot
 
 
 @lru_cache(maxsize=64)
-def _blocks(rows: int, height: int, resample: str) -> tuple[tuple[int, int, NDArray[np.float64]], ...]:
-    """For each block of output rows: its first row, the first input row it reads, and its coefficients."""
-    taps = [_taps(rows, height, row, resample) for row in range(height)]
+def _blocks(size: int, new_size: int, channels: int, resample: str) -> tuple[_Block, ...]:
+    """The blocks of a pass from `size` pixels of so many interleaved channels to `new_size`."""
+    taps = [_taps(size, new_size, output, resample) for output in range(new_size)]
+    # Between blocks, the band is read again; within one, what lies beside the band is multiplied by zero.
+    count = max(8 if channels == 1 else 4, round(12 * new_size / size))
     blocks = []
-    size = max(1, round(_BLOCK_INPUT_ROWS * height / max(rows, height)))
-    for start in range(0, height, size):
-        part = taps[start : start + size]
+    for start in range(0, new_size, count):
+        part = taps[start : start + count]
         first = min(begin for begin, _ in part)
         end = max(begin + len(weights) for begin, weights in part)
-        coefficients = np.zeros((len(part), end - first))
-        for row, (begin, weights) in enumerate(part):
-            coefficients[row, begin - first : begin - first + len(weights)] = weights
-        blocks.append((start, first, coefficients))
+        coefficients = np.zeros((end - first, len(part)))
+        for output, (begin, weights) in enumerate(part):
+            coefficients[begin - first : begin - first + len(weights), output] = weights
+        blocks.append(
+            _Block(
+                slice(first * channels, end * channels),
+                slice(start * channels, (start + len(part)) * channels),
+                _digits(np.kron(coefficients, np.eye(channels)), max(len(weights) for _, weights in part)),
+            )
+        )
     return tuple(blocks)
+
+
+def _digits(coefficients: NDArray[np.float64], taps: int) -> tuple[tuple[NDArray[np.floating[Any]], int], ...]:
+    """In parts for float32; whole, for float64, if an output reads more inputs than those are exact for."""
+    if taps > _MAX_TAPS:
+        return ((coefficients, _PRECISION_BITS),)
+    high = np.floor(coefficients / (1 << _LOW_BITS))
+    low = coefficients - high * (1 << _LOW_BITS)
+    return (low.astype(np.float32), _LOW_BITS), (high.astype(np.float32), _PRECISION_BITS - _LOW_BITS)
 
 
 def _taps(rows: int, height: int, row: int, resample: str) -> tuple[int, NDArray[np.float64]]:
