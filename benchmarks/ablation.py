@@ -3,15 +3,16 @@
     python -m vitedge.benchmarks.ablation CHECKPOINT --calibration DIR --eval DIR [--only calibration]
 
 Rows: the formats of weights alone (inputs in float), the strengths of smoothing, the methods for fixed ranges, the
-division behind GELU, and three disjoint subsets of the calibration images. Prints a table and ends in one JSON
-document. Numbers are of `last_hidden_state` and the class token, against the float encoder.
+division behind GELU, attention scores in integers (target vnni), and three disjoint subsets of the calibration images.
+Prints a table and ends in one JSON document. Numbers are of `last_hidden_state` and the class token, against the float
+encoder.
 """
 
 import argparse
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
@@ -115,6 +116,18 @@ def behind_gelu(bench: Bench) -> Iterator[Row]:
         yield from bench.rows("behind GELU", "as it is" if explicit is None else f"strength {explicit}", planned)
 
 
+def attention_scores(bench: Bench) -> Iterator[Row]:
+    integer = TARGETS["vnni"]["openvino"]
+    for variant, recipe, balanced in (
+        ("float", replace(integer, scores="float"), True),
+        ("int8, as they are", integer, False),
+        ("int8", integer, True),
+    ):
+        recipes = {"openvino": recipe}
+        planned = bench.plan(bench.calibration, recipes, strengths=(STRENGTH,), balanced_scores=balanced)
+        yield from bench.rows("scores, vnni", variant, planned)
+
+
 def calibration(bench: Bench) -> Iterator[Row]:
     for subset in range(SUBSETS):
         part = slice(subset * SUBSET_IMAGES, (subset + 1) * SUBSET_IMAGES)
@@ -129,6 +142,7 @@ DECISIONS: Mapping[str, Callable[[Bench], Iterator[Row]]] = MappingProxyType(
         "smoothing": smoothing,
         "ranges": fixed_ranges,
         "gelu": behind_gelu,
+        "scores": attention_scores,
         "calibration": calibration,
     }
 )

@@ -141,8 +141,10 @@ def build_manifest(
     )
 
 
-def operations_of(shape: EncoderShape, integer: tuple[str, ...]) -> Operations:
-    """Integer modules, float ones with the reason, and multiply-accumulates per image of each kind."""
+def operations_of(shape: EncoderShape, integer: tuple[str, ...], integer_scores: int = 0) -> Operations:
+    """Integer modules, float ones with the reason, and multiply-accumulates per image of each kind; in so many layers
+    attention scores are integer.
+    """
     tensor_shapes = shape.tensor_shapes
     macs = {
         name: rows * tensor_shapes[f"{name}.weight"][0] * tensor_shapes[f"{name}.weight"][1]
@@ -150,15 +152,24 @@ def operations_of(shape: EncoderShape, integer: tuple[str, ...]) -> Operations:
     }
     reasons = {name: "float by the plan" if integer else "FP32 model" for name in macs if name not in integer}
     by_design = {
-        "attention scores and context": "two MatMuls of activations, a few percent of the work, around softmax",
+        **_float_attention(shape.layers, integer_scores),
         "softmax, LayerNorm, GELU, residual adds": "outliers live here, and the CPU kernels are float",
     }
     return Operations(
         integer=integer,
         floating={**reasons, **by_design},
-        integer_macs=sum(macs[name] for name in integer),
+        integer_macs=sum(macs[name] for name in integer) + shape.attention_macs // 2 // shape.layers * integer_scores,
         total_macs=sum(macs.values()) + shape.attention_macs,
     )
+
+
+def _float_attention(layers: int, integer_scores: int) -> dict[str, str]:
+    if integer_scores == 0:
+        return {"attention scores and context": "two MatMuls of activations, a few percent of the work, around softmax"}
+    reasons = {"attention context": "probabilities times values: 8 bits are too coarse for probabilities"}
+    if integer_scores < layers:
+        reasons["attention scores"] = f"in {layers - integer_scores} of {layers} layers, where qkv is float by the plan"
+    return reasons
 
 
 def _recover(out: Path) -> None:

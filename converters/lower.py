@@ -70,7 +70,9 @@ def lower(
         minimum_runtime=module.MINIMUM_RUNTIME,
         checkpoint=checkpoint,
         plan=plan,
-        operations=operations_of(checkpoint.encoder.shape, tuple(linears)),
+        operations=operations_of(
+            checkpoint.encoder.shape, tuple(linears), sum(linear.scores is not None for linear in linears.values())
+        ),
         saturation=certify_artifact(linears, checkpoint.encoder.shape, runtime),
         batch=batch,
         calibration=calibration,

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from vitedge.quantization.encoder import Encoder, Linear, float_linear
 from vitedge.quantization.plan import QuantizedLinear, StaticInput
+from vitedge.quantization.scores import rounded_scores
 
 
 def fake_quantized_linear(encoder: Encoder, linears: Mapping[str, QuantizedLinear]) -> Linear:
@@ -34,7 +35,9 @@ def fake_quantized_linear(encoder: Encoder, linears: Mapping[str, QuantizedLinea
             x = quantize_rows_from_minimum(x, encoder.shape.known_minimum(name))
         else:
             x = quantize_rows(x)
-        return functional.linear(x, weights[name], biases[name])
+        found = functional.linear(x, weights[name], biases[name])
+        grids = linears[name].scores
+        return found if grids is None else rounded_scores(found, grids)
 
     return linear
 

@@ -9,7 +9,7 @@ On disk a plan is `plan.json` (readable, diffable) beside `plan.safetensors` (th
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from types import MappingProxyType
@@ -29,11 +29,14 @@ from vitedge.quantization.saved_plan import (
     unreadable,
     write,
 )
+from vitedge.quantization.scores import ScoreBalance, ScoreGrids
 from vitedge.runtimes.errors import PlanError
 
-FORMAT = "vitedge-plan/3"
+FORMAT = "vitedge-plan/4"
 # How a linear is computed: integers under one fixed input range, or under the range of each row (token); or in float.
 Precision = Literal["static", "dynamic", "float"]
+# How attention scores, query · key, are computed: in 8-bit integers under fixed ranges (see `scores.py`), or in float.
+Scores = Literal["int8", "float"]
 # Where the 256 steps of a row lie. "zero-point": over its range and 0, which is one of them, as XNNPACK has it;
 # "minimum": they begin at the row's minimum, as the ONNX and OpenVINO lowerings have it.
 RowGrid = Literal["zero-point", "minimum"]
@@ -63,12 +66,16 @@ class Recipe:
     Attributes:
         weights: A key of `WEIGHT_FORMATS`.
         precisions: `Precision` by module name or pattern (`layers.*.mlp.fc2`); the last one that matches counts.
+        scores: How layers whose qkv is integer compute attention scores; int8 is for OpenVINO on CPUs with VNNI.
     """
 
     weights: str
     precisions: Mapping[str, Precision]
+    scores: Scores = "float"
 
     def __post_init__(self) -> None:
+        if self.scores not in get_args(Scores):
+            raise PlanError(f"recipe: expected scores to be one of {', '.join(get_args(Scores))}, found {self.scores}")
         if self.weights not in WEIGHT_FORMATS:
             raise PlanError(f"recipe: expected weights to be one of {', '.join(WEIGHT_FORMATS)}, found {self.weights}")
         for pattern, precision in self.precisions.items():
@@ -105,7 +112,7 @@ class Recipe:
     def with_precisions(self, changed: Mapping[str, Precision]) -> "Recipe":
         """The same recipe with some linears decided anew; they come last, so that they count."""
         kept = {pattern: precision for pattern, precision in self.precisions.items() if pattern not in changed}
-        return Recipe(self.weights, {**kept, **changed})
+        return replace(self, precisions={**kept, **changed})
 
 
 # The input of fc2 comes out of GELU, which smoothing cannot be folded through; a range per row costs 2 % of the time
@@ -122,13 +129,15 @@ TARGETS: Mapping[str, Mapping[str, Recipe]] = MappingProxyType(
             "openvino": Recipe("int8-pair-safe", _STATIC),
             "tflite": _TFLITE,
         },
-        **{
-            target: {
-                "onnx": Recipe("int8", _ROWS_FOR_FC2),
-                "openvino": Recipe("int8", _ROWS_FOR_FC2),
-                "tflite": _TFLITE,
-            }
-            for target in ("vnni", "arm64")
+        "vnni": {
+            "onnx": Recipe("int8", _ROWS_FOR_FC2),
+            "openvino": Recipe("int8", _ROWS_FOR_FC2, scores="int8"),
+            "tflite": _TFLITE,
+        },
+        "arm64": {
+            "onnx": Recipe("int8", _ROWS_FOR_FC2),
+            "openvino": Recipe("int8", _ROWS_FOR_FC2),
+            "tflite": _TFLITE,
         },
     }
 )
@@ -164,13 +173,15 @@ class IntegerWeight:
 @dataclass(frozen=True)
 class QuantizedLinear:
     """What a converter lowers: integer weights and the input's fixed quantization, or None for a range per row, whose
-    steps lie as `rows` says. Where there is a `multiplier` float32 [in], the input is multiplied by it first.
+    steps lie as `rows` says. Where there is a `multiplier` float32 [in], the input is multiplied by it first. Where a
+    qkv has `scores`, its queries and keys are rounded to these grids.
     """
 
     weight: IntegerWeight
     input: StaticInput | None
     rows: RowGrid = "zero-point"
     multiplier: NDArray[np.float32] | None = None
+    scores: ScoreGrids | None = None
 
 
 @dataclass(frozen=True)
@@ -178,13 +189,15 @@ class ModulePlan:
     """What calibration made of one linear: the fixed quantization of its input, and its weights by format.
 
     Where a fixed input is multiplied at run time (`explicitly_smoothed`), by `multiplier` float32 [in], `input` is that
-    of the product, and `multiplied` holds the weights that belong to it; `weights` are for a range per row.
+    of the product, and `multiplied` holds the weights that belong to it; `weights` are for a range per row. A qkv has
+    `scores` if a recipe asks for them in integers.
     """
 
     input: StaticInput
     weights: Mapping[str, IntegerWeight] = field(default_factory=dict)
     multiplier: NDArray[np.float32] | None = None
     multiplied: Mapping[str, IntegerWeight] = field(default_factory=dict)
+    scores: ScoreGrids | None = None
 
     def __post_init__(self) -> None:
         for name, weight in (*self.weights.items(), *self.multiplied.items()):
@@ -196,7 +209,8 @@ class ModulePlan:
 @dataclass(frozen=True)
 class Plan:
     """The whole plan. `smoothing` maps a linear to the factors [in] that its input is divided by (`smoothing.py`); they
-    were made with `strength`.
+    were made with `strength`. `balances` are those of attention scores by qkv (`scores.py`), if a recipe has them in
+    integers.
     """
 
     checkpoint_digest: str
@@ -206,6 +220,7 @@ class Plan:
     strength: float
     smoothing: Mapping[str, NDArray[np.float32]]
     modules: Mapping[str, ModulePlan]
+    balances: Mapping[str, ScoreBalance] = field(default_factory=dict)
 
     def linears(self, runtime: str) -> Mapping[str, QuantizedLinear]:
         """The integer linears of one runtime, by module name.
@@ -227,7 +242,12 @@ class Plan:
                     f"{name}: the recipe of {runtime} asks for {recipe.weights} weights, the plan holds"
                     f" {', '.join(weights) or 'none'}; build again with --plan"
                 )
-            linears[name] = QuantizedLinear(weights[recipe.weights], static, _ROW_GRIDS[runtime], multiplier)
+            scores = module.scores if recipe.scores == "int8" else None
+            linears[name] = QuantizedLinear(weights[recipe.weights], static, _ROW_GRIDS[runtime], multiplier, scores)
+        if linears and recipe.scores == "int8" and not self.balances:
+            raise PlanError(
+                f"the recipe of {runtime} asks for int8 scores, the plan holds none; build again with --plan"
+            )
         return linears
 
     def digest(self) -> str:
@@ -248,14 +268,17 @@ class Plan:
             "target": self.target,
             "smoothing_strength": self.strength,
             "recipes": {
-                runtime: {"weights": recipe.weights, "precisions": dict(recipe.precisions)}
+                runtime: {"weights": recipe.weights, "precisions": dict(recipe.precisions), "scores": recipe.scores}
                 for runtime, recipe in self.recipes.items()
             },
             "inputs": {name: asdict(module.input) for name, module in self.modules.items()},
+            "scores": {name: asdict(module.scores) for name, module in self.modules.items() if module.scores},
         }
 
     def _arrays(self) -> dict[str, NDArray[np.generic]]:
         arrays: dict[str, NDArray[np.generic]] = {f"smoothing/{k}": v for k, v in self.smoothing.items()}
+        for name, balance in self.balances.items():
+            arrays |= {f"balances/{name}/{part}": np.ascontiguousarray(array) for part, array in vars(balance).items()}
         for name, module in self.modules.items():
             if module.multiplier is not None:
                 arrays[f"{name}/multiplier"] = module.multiplier
@@ -284,6 +307,11 @@ class PlanDecisions:
         check_checkpoint(self.path, self.checkpoint_digest, checkpoint_digest)
         names = tuple(linears)
         for runtime, recipe in self.recipes.items():
+            if recipe.scores == "int8" and TARGETS[self.target][runtime].scores != "int8":
+                raise PlanError(
+                    f"{self.path}: {runtime}: int8 scores are for OpenVINO with target vnni, found target"
+                    f' {self.target}; make them "float"'
+                )
             try:
                 recipe.check(names)
             except PlanError as error:
@@ -300,7 +328,8 @@ def load_decisions(path: Path) -> PlanDecisions:
     document = read_document(path, FORMAT)
     try:
         recipes = {
-            runtime: Recipe(entry["weights"], entry["precisions"]) for runtime, entry in document["recipes"].items()
+            runtime: Recipe(entry["weights"], entry["precisions"], entry["scores"])
+            for runtime, entry in document["recipes"].items()
         }
         return PlanDecisions(path, str(document["checkpoint_digest"]), str(document["target"]), recipes)
     except PlanError as error:
@@ -326,13 +355,22 @@ def load_plan(folder: Path) -> Plan:
             recipes=decisions.recipes,
             strength=float(document["smoothing_strength"]),
             smoothing={k.removeprefix("smoothing/"): v for k, v in arrays.items() if k.startswith("smoothing/")},
-            modules={name: _module(name, entry, arrays) for name, entry in document["inputs"].items()},
+            modules={
+                name: _module(name, entry, document["scores"].get(name), arrays)
+                for name, entry in document["inputs"].items()
+            },
+            balances={
+                name: ScoreBalance(*(arrays[f"balances/{name}/{part}"] for part in ("factors", "centers")))  # type: ignore[arg-type]
+                for name in sorted({key.split("/")[1] for key in arrays if key.startswith("balances/")})
+            },
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise unreadable(path, error) from error
 
 
-def _module(name: str, entry: Mapping[str, Any], arrays: Mapping[str, NDArray[np.generic]]) -> ModulePlan:
+def _module(
+    name: str, entry: Mapping[str, Any], scores: Mapping[str, Any] | None, arrays: Mapping[str, NDArray[np.generic]]
+) -> ModulePlan:
     parts = {tuple(key.split("/")[1:]): value for key, value in arrays.items() if key.startswith(name + "/")}
     multiplier = parts.pop(("multiplier",), None)
 
@@ -343,4 +381,5 @@ def _module(name: str, entry: Mapping[str, Any], arrays: Mapping[str, NDArray[np
         }
 
     static = StaticInput(float(entry["scale"]), int(entry["zero_point"]))
-    return ModulePlan(static, weights("weights"), multiplier, weights("multiplied"))  # type: ignore[arg-type]
+    grids = None if scores is None else ScoreGrids(float(scores["query"]), float(scores["key"]))
+    return ModulePlan(static, weights("weights"), multiplier, weights("multiplied"), grids)

@@ -20,6 +20,14 @@ from vitedge.quantization.prediction import Prediction
 from vitedge.quantization.ranges import HistogramObserver, RangeMethod, best_input, covering_input
 from vitedge.quantization.rounding import factorize, round_weights
 from vitedge.quantization.saturation import pairings
+from vitedge.quantization.scores import (
+    ScoreBalance,
+    ScoreGrids,
+    balance_scores,
+    choose_balances,
+    plain_grids,
+    qkv_linears,
+)
 from vitedge.quantization.smoothing import explicitly_smoothed, smooth, smoothable, smoothing_factors
 from vitedge.runtimes.preprocess import PixelValues
 
@@ -73,6 +81,7 @@ def make_plan(
     strengths: Sequence[float] = STRENGTHS,
     explicit_strength: float | None = EXPLICIT_STRENGTH,
     range_method: RangeMethod = "min-max",
+    balanced_scores: bool = True,
     progress: Callable[[str], None] = lambda _: None,
 ) -> tuple[Plan, Encoder]:
     """Decides everything once.
@@ -86,6 +95,7 @@ def make_plan(
         strengths: Of smoothing, to be tried.
         explicit_strength: That of inputs which are divided at run time; None divides none.
         range_method: How fixed input ranges are chosen (see `ranges.py`).
+        balanced_scores: Whether keys are centered and channels balanced where scores are integer (see `scores.py`).
         progress: Called with each linear's name when its weights are rounded, for each strength.
 
     Returns:
@@ -96,11 +106,13 @@ def make_plan(
     """
     for recipe in recipes.values():
         recipe.check(encoder.shape.linears)
-    empty = Plan(checkpoint_digest, calibration.digest, target, recipes, 0.0, {}, {})
+    balances, grids = _scores(encoder, calibration, recipes, balanced_scores)
+    original, encoder = encoder, balance_scores(encoder, balances)
+    empty = Plan(checkpoint_digest, calibration.digest, target, recipes, 0.0, {}, {}, balances)
     rounder = _Rounder(encoder, calibration.statistics, recipes, explicit_strength)
     prediction = None
     if len(strengths) > 1:
-        prediction = Prediction(encoder, np.concatenate(list(islice(calibration.batches(), _JUDGING_BATCHES))))
+        prediction = Prediction(original, np.concatenate(list(islice(calibration.batches(), _JUDGING_BATCHES))))
     best: tuple[float, Plan, Encoder] | None = None
     for strength in strengths:
         factors = smoothing_factors(calibration.statistics, rounder.smoothed_linears, strength)
@@ -109,7 +121,8 @@ def make_plan(
         inputs = _inputs(smoothed, calibration, divisors, recipes, range_method)
         modules = {}
         for name in encoder.shape.linears:
-            modules[name] = rounder(name, smoothed, factors.get(name), inputs[name])
+            module = rounder(name, smoothed, factors.get(name), inputs[name])
+            modules[name] = replace(module, scores=grids.get(name))
             progress(name)
         plan = replace(empty, strength=strength, smoothing=factors, modules=modules)
         score = 0.0 if prediction is None else _mean_sqnr_db(prediction, plan, smoothed)
@@ -127,7 +140,20 @@ def _mean_sqnr_db(prediction: Prediction, plan: Plan, smoothed: Encoder) -> floa
 
 def apply_smoothing(encoder: Encoder, plan: Plan) -> Encoder:
     """The encoder that a loaded plan's integers belong to."""
-    return smooth(encoder, {name: np.asarray(factor) for name, factor in plan.smoothing.items()})
+    balanced = balance_scores(encoder, plan.balances)
+    return smooth(balanced, {name: np.asarray(factor) for name, factor in plan.smoothing.items()})
+
+
+def _scores(
+    encoder: Encoder, calibration: Calibration, recipes: Mapping[str, Recipe], balanced: bool
+) -> tuple[Mapping[str, ScoreBalance], Mapping[str, ScoreGrids]]:
+    """Balances and grids by qkv; none if no recipe has scores in integers."""
+    if all(recipe.scores == "float" for recipe in recipes.values()):
+        return {}, {}
+    if balanced:
+        return choose_balances(encoder, calibration.batches)
+    ones, zeros = np.ones(encoder.shape.hidden, np.float32), np.zeros(encoder.shape.hidden, np.float32)
+    return dict.fromkeys(qkv_linears(encoder), ScoreBalance(ones, zeros)), plain_grids(encoder, calibration.batches)
 
 
 class _Rounder:

@@ -32,7 +32,9 @@ def fold_query_scale(
         weight, bias = encoder.tensors[f"{name}.weight"], encoder.tensors[f"{name}.bias"]
         tensors |= {f"{name}.weight": weight * factor[:, None], f"{name}.bias": bias * factor}
         if name in linears:
-            integers = linears[name].weight
+            integers, scores = linears[name].weight, linears[name].scores
             scaled = IntegerWeight(integers.values, integers.scale * factor, integers.bias * factor)
-            folded[name] = replace(linears[name], weight=scaled)
+            if scores is not None:
+                scores = replace(scores, query=scores.query * shape.head_width**-0.5)
+            folded[name] = replace(linears[name], weight=scaled, scores=scores)
     return encoder.with_tensors(tensors), folded

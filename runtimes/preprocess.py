@@ -279,7 +279,9 @@ def _blocks(size: int, new_size: int, channels: int, resample: str) -> tuple[_Bl
             _Block(
                 slice(first * channels, end * channels),
                 slice(start * channels, (start + len(part)) * channels),
-                _digits(np.kron(coefficients, np.eye(channels)), max(len(weights) for _, weights in part)),
+                _digits(
+                    np.kron(coefficients, np.eye(channels)).astype(np.float64), max(len(weights) for _, weights in part)
+                ),
             )
         )
     return tuple(blocks)

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from vitedge.benchmarks.profile import Profile, profile
 from vitedge.converters.checkpoint import Checkpoint, load_checkpoint
 from vitedge.converters.lower import lower
 from vitedge.quantization.encoder import Encoder
-from vitedge.quantization.plan import TARGETS, Plan
+from vitedge.quantization.plan import TARGETS, Plan, Recipe
 from vitedge.quantization.quantize import Calibration, make_plan, observe
 from vitedge.runtimes.manifest import FileRecord, load_manifest, sha256_of
 
@@ -36,7 +37,7 @@ LAYERS, CLASSES = 2, 3
 class Site:
     """A plan of one checkpoint for a target, and its artifacts."""
 
-    def __init__(self, checkpoint: Checkpoint, target: str) -> None:
+    def __init__(self, checkpoint: Checkpoint, target: str, recipes: Mapping[str, Recipe] | None = None) -> None:
         pixels = random_pixels(checkpoint.encoder.shape, count=2)
         self.checkpoint = checkpoint
         self.plan: Plan
@@ -44,7 +45,7 @@ class Site:
         self.plan, self.smoothed = make_plan(
             checkpoint.encoder,
             Calibration(observe(checkpoint.encoder, [pixels]), lambda: [pixels], (-1, 1), "images"),
-            recipes=TARGETS[target],
+            recipes=recipes or TARGETS[target],
             target=target,
             checkpoint_digest=checkpoint.origin.digest,
             strengths=(0.7,),
@@ -162,6 +163,20 @@ def test_openvino_for_vnni_runs_integer_matmuls(vnni: Site, tmp_path: Path) -> N
     assert found["fallbacks"] == []
 
 
+@needs_vnni
+def test_openvino_for_vnni_fuses_attention_around_an_integer_product(
+    checkpoint: Checkpoint, vnni: Site, tmp_path: Path
+) -> None:
+    """The plugin's subgraphs of attention are compiled for integers; with float scores none is."""
+    recipe = replace(TARGETS["vnni"]["openvino"], scores="float")
+    counts = {}
+    for name, site in (("int8", vnni), ("float", Site(checkpoint, "vnni", {"openvino": recipe}))):
+        found = held_to("AVX512_CORE_VNNI", site.lowered(tmp_path / name, "openvino"))
+        kernels = Counter((node["kind"], node["kernel"]) for node in found["nodes"])
+        counts[name] = kernels["Subgraph", "jit_avx512_i8"]
+    assert counts == {"int8": LAYERS, "float": 0}
+
+
 @needs_avx2
 def test_openvino_layout_changes_are_counted(avx2: Site, vnni: Site, tmp_path: Path) -> None:
     """Convolutions need tokens in a layout of their own; MatMuls do not."""
@@ -169,7 +184,7 @@ def test_openvino_layout_changes_are_counted(avx2: Site, vnni: Site, tmp_path: P
     for name, site in (("convolutions", avx2), ("matmuls", vnni)):
         found = Counter(node["kind"] for node in held_to("AVX2", site.lowered(tmp_path / name, "openvino"))["nodes"])
         counts[name] = (found["Transpose"], found["Reorder"], found["Convert"])
-    assert counts == {"convolutions": (7 * LAYERS + 1, 8 * LAYERS + 1, 0), "matmuls": (LAYERS + 1, 2, 0)}
+    assert counts == {"convolutions": (7 * LAYERS + 1, 8 * LAYERS + 1, 0), "matmuls": (2 * LAYERS + 1, 2, 0)}
 
 
 def test_openvino_linears_that_stayed_float_are_fallbacks(avx2: Site, tmp_path: Path) -> None:

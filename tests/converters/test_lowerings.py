@@ -6,6 +6,7 @@ three as artifacts is in `test_artifact.py` and `tests/runtimes`.
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from vitedge.quantization.encoder import Encoder, EncoderShape, FloatArray, Line
 from vitedge.quantization.fake import fake_quantized_linear
 from vitedge.quantization.plan import TARGETS, QuantizedLinear, Recipe
 from vitedge.quantization.quantize import Calibration, make_plan, observe
+from vitedge.quantization.scores import ScoreGrids
 
 VARIANTS = variants()
 LINEARS = 2 * 4 + 1 + 1  # of SHAPE: four a layer, patches, pooler
@@ -111,6 +113,20 @@ def test_integer_models_compute_what_fake_quantization_predicts(
     onnx_lowering.convert(encoder, linears, tmp_path, None)
     openvino_lowering.convert(encoder, linears, tmp_path, None, as_convolutions=as_convolutions)
     assert_as_predicted(encoder, linears, random_pixels(shape, IMAGES, seed=5), tmp_path, (run_onnx, run_openvino))
+
+
+@pytest.mark.parametrize("shape", VARIANTS.values(), ids=VARIANTS)
+def test_openvino_computes_integer_scores_as_predicted(shape: EncoderShape, tmp_path: Path) -> None:
+    encoder, linears = quantized(shape, TARGETS["vnni"]["openvino"])
+    assert sum(linear.scores is not None for linear in linears.values()) == shape.layers
+    openvino_lowering.convert(encoder, linears, tmp_path, None)
+    assert_as_predicted(encoder, linears, random_pixels(shape, IMAGES, seed=5), tmp_path, (run_openvino,))
+    # The twin: with other steps it is another model.
+    name = "layers.0.attention.qkv"
+    coarse = {name: replace(linears[name], scores=ScoreGrids(linears[name].scores.query * 9, linears[name].scores.key))}  # type: ignore[union-attr]
+    predicted = hidden_states(encoder, pixels := random_pixels(shape, 4), fake_quantized_linear(encoder, linears))
+    openvino_lowering.convert(encoder, linears | coarse, tmp_path, None)
+    assert agreement_db(predicted, run_openvino(tmp_path, pixels)["last_hidden_state"]) < 60
 
 
 @pytest.mark.parametrize("recipe", [STATIC, ALL_DYNAMIC, ROWS_FOR_FC2], ids=["static", "dynamic", "fc2 dynamic"])

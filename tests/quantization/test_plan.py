@@ -190,7 +190,7 @@ def test_refuses_a_plan_of_another_checkpoint(tmp_path: Path) -> None:
         (lambda document: document["recipes"]["onnx"].update(precisions=["static"]), "not a readable plan"),
         (lambda document: document.update(recipes=[]), "not a readable plan"),
         (lambda document: document.pop("target"), "KeyError: 'target'"),
-        (lambda document: document.update(format="vitedge-plan/1"), "format vitedge-plan/3, found vitedge-plan/1"),
+        (lambda document: document.update(format="vitedge-plan/1"), "format vitedge-plan/4, found vitedge-plan/1"),
     ],
 )
 def test_refuses_decisions_that_do_not_exist(

@@ -138,7 +138,7 @@ def choose_recipes(request: BuildRequest, checkpoint: Checkpoint) -> Mapping[str
         if runtime == "tflite":  # XNNPACK has no other kind
             chosen[runtime] = recipe
         elif request.activations == "static":
-            chosen[runtime] = Recipe(recipe.weights, {"*": "static"})
+            chosen[runtime] = replace(recipe, precisions={"*": "static"})
         else:  # pixels have one range by contract, and OpenVINO convolves them whole
             chosen[runtime] = Recipe(recipe.weights, {"*": "dynamic", "patch_embedding": "static"})
     return chosen
