@@ -360,7 +360,7 @@ def load_plan(folder: Path) -> Plan:
                 for name, entry in document["inputs"].items()
             },
             balances={
-                name: ScoreBalance(*(arrays[f"balances/{name}/{part}"] for part in ("factors", "centers")))  # type: ignore[arg-type]
+                name: ScoreBalance(*(arrays[f"balances/{name}/{part}"] for part in ("factors", "centers")))
                 for name in sorted({key.split("/")[1] for key in arrays if key.startswith("balances/")})
             },
         )
@@ -382,4 +382,4 @@ def _module(
 
     static = StaticInput(float(entry["scale"]), int(entry["zero_point"]))
     grids = None if scores is None else ScoreGrids(float(scores["query"]), float(scores["key"]))
-    return ModulePlan(static, weights("weights"), multiplier, weights("multiplied"), grids)
+    return ModulePlan(static, weights("weights"), multiplier, weights("multiplied"), grids)  # type: ignore[arg-type]

@@ -99,8 +99,8 @@ def plain_grids(encoder: Encoder, batches: Callable[[], Iterable[PixelValues]]) 
 def rounded_scores(qkv: torch.Tensor, grids: ScoreGrids) -> torch.Tensor:
     """Queries and keys of [..., 3 · hidden] rounded to their grids; values as they are."""
     hidden = qkv.shape[-1] // 3
-    query, key, value = qkv.split(hidden, -1)
-    return torch.cat((_rounded(query, grids.query), _rounded(key, grids.key), value), -1)
+    query, key = qkv[..., :hidden], qkv[..., hidden : 2 * hidden]
+    return torch.cat((_rounded(query, grids.query), _rounded(key, grids.key), qkv[..., 2 * hidden :]), -1)
 
 
 def _rounded(x: torch.Tensor, scale: float) -> torch.Tensor:
