@@ -6,12 +6,13 @@ unknown formats, missing fields, paths that leave the folder and hashes that do 
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from vitedge.runtimes.errors import ArtifactError
+from vitedge.runtimes.fields import count, many, mapping, text
 from vitedge.runtimes.preprocess import Preprocessing
 from vitedge.runtimes.saturation import Saturation, UnsafeLinear, UnsafePair
 
@@ -20,8 +21,6 @@ MANIFEST_FILE = "manifest.json"
 RUNTIMES = ("onnx", "openvino", "tflite")
 _MAX_MANIFEST_BYTES = 16 << 20
 _ADVICE = "copy the artifact again, or build it again"
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -108,8 +107,8 @@ class Manifest:
 
     def save(self, folder: Path) -> None:
         """Writes `folder/manifest.json`."""
-        text = json.dumps(self.to_json(), indent=1, allow_nan=False)
-        (folder / MANIFEST_FILE).write_text(text + "\n", encoding="utf-8")
+        document = json.dumps(self.to_json(), indent=1, allow_nan=False)
+        (folder / MANIFEST_FILE).write_text(document + "\n", encoding="utf-8")
 
 
 def load_manifest(folder: Path) -> Manifest:
@@ -161,20 +160,26 @@ def verify_files(manifest: Manifest, folder: Path) -> None:
         ArtifactError: A file is missing or is not the one that the manifest describes.
     """
     for record in manifest.files:
-        path = folder / record.name
-        if not path.is_file():
-            raise ArtifactError(f"{path}: named in {MANIFEST_FILE}, but missing; copy the whole folder again")
-        if path.stat().st_size != record.size_bytes:
-            raise ArtifactError(
-                f"{path}: expected {record.size_bytes} bytes as in {MANIFEST_FILE}, found {path.stat().st_size};"
-                " copy the artifact again"
-            )
-        found = sha256_of(path)
-        if found != record.sha256:
-            raise ArtifactError(
-                f"{path}: expected SHA-256 {record.sha256[:12]}… as in {MANIFEST_FILE}, found {found[:12]}…;"
-                " the file was changed or damaged, copy the artifact again"
-            )
+        if found := damage(folder / record.name, record):
+            raise ArtifactError(f"{folder / record.name}: {found}")
+
+
+def damage(path: Path, record: FileRecord, listed_in: str = MANIFEST_FILE) -> str | None:
+    """What is wrong with a file and what to do about it, or None if it is the one that the record describes."""
+    if not path.is_file():
+        return f"named in {listed_in}, but missing; copy the whole folder again"
+    if path.stat().st_size != record.size_bytes:
+        return (
+            f"expected {record.size_bytes} bytes as in {listed_in}, found {path.stat().st_size};"
+            " copy the artifact again"
+        )
+    found = sha256_of(path)
+    if found != record.sha256:
+        return (
+            f"expected SHA-256 {record.sha256[:12]}… as in {listed_in}, found {found[:12]}…;"
+            " the file was changed or damaged, copy the artifact again"
+        )
+    return None
 
 
 def sha256_of(path: Path) -> str:
@@ -186,35 +191,35 @@ def _parse(document: Any) -> Manifest:
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         found = document.get("format") if isinstance(document, dict) else type(document).__name__
         raise ArtifactError(f"expected format {FORMAT}, found {found}")
-    runtime = _text(document["runtime"])
+    runtime = text(document["runtime"])
     if runtime not in RUNTIMES:
         raise ArtifactError(f"expected runtime to be one of {', '.join(RUNTIMES)}, found {runtime}")
     operations = document["operations"]
     manifest = Manifest(
         runtime=runtime,
-        precision=_text(document["precision"]),
-        target=_text(document["target"]),
-        instruction_sets=_many(document["instruction_sets"], _text),
-        minimum_runtime=_text(document["minimum_runtime"]),
-        files=_many(document["files"], _file),
-        inputs=_many(document["inputs"], _tensor),
-        outputs=_many(document["outputs"], _tensor),
+        precision=text(document["precision"]),
+        target=text(document["target"]),
+        instruction_sets=many(document["instruction_sets"], text),
+        minimum_runtime=text(document["minimum_runtime"]),
+        files=many(document["files"], _file),
+        inputs=many(document["inputs"], _tensor),
+        outputs=many(document["outputs"], _tensor),
         preprocessing=Preprocessing.from_json(document["preprocessing"]),
-        labels=_many(document["labels"], _text),
+        labels=many(document["labels"], text),
         operations=Operations(
-            integer=_many(operations["integer"], _text),
-            floating={_text(name): _text(reason) for name, reason in operations["floating"].items()},
-            integer_macs=_count(operations["integer_macs"]),
-            total_macs=_count(operations["total_macs"]),
-            sixteen_bit=_many(operations["sixteen_bit"], _text),
+            integer=many(operations["integer"], text),
+            floating={text(name): text(reason) for name, reason in operations["floating"].items()},
+            integer_macs=count(operations["integer_macs"]),
+            total_macs=count(operations["total_macs"]),
+            sixteen_bit=many(operations["sixteen_bit"], text),
         ),
         saturation=_saturation(document["saturation"]),
-        source=_mapping(document["source"]),
-        calibration=_mapping(document["calibration"]),
-        plan_digest=_text(document["plan_digest"]),
-        tools={_text(name): _text(version) for name, version in document["tools"].items()},
-        accuracy=None if document["accuracy"] is None else _mapping(document["accuracy"]),
-        latency=None if document["latency"] is None else _mapping(document["latency"]),
+        source=mapping(document["source"]),
+        calibration=mapping(document["calibration"]),
+        plan_digest=text(document["plan_digest"]),
+        tools={text(name): text(version) for name, version in document["tools"].items()},
+        accuracy=None if document["accuracy"] is None else mapping(document["accuracy"]),
+        latency=None if document["latency"] is None else mapping(document["latency"]),
     )
     _check(manifest)
     return manifest
@@ -245,20 +250,20 @@ def _check(manifest: Manifest) -> None:
 
 
 def _file(entry: Any) -> FileRecord:
-    name = _text(entry["name"])
+    name = text(entry["name"])
     if name in ("", ".", "..") or set(name) & set("/\\:\0"):  # a colon: C:x leaves the folder on Windows
         raise ArtifactError(f"file name {name!r}: expected a plain name inside the artifact's folder")
-    return FileRecord(name, _text(entry["sha256"]), _count(entry["size_bytes"]))
+    return FileRecord(name, text(entry["sha256"]), count(entry["size_bytes"]))
 
 
 def _tensor(entry: Any) -> TensorRecord:
-    shape = tuple(size if size == "batch" else _count(size) for size in entry["shape"])
+    shape = tuple(size if size == "batch" else count(size) for size in entry["shape"])
     scale, zero_point = entry["scale"], entry["zero_point"]
     return TensorRecord(
-        _text(entry["name"]),
-        _text(entry["dtype"]),
+        text(entry["name"]),
+        text(entry["dtype"]),
         shape,
-        _text(entry["layout"]),
+        text(entry["layout"]),
         None if scale is None else float(scale),
         None if zero_point is None else int(zero_point),
     )
@@ -268,12 +273,12 @@ def _saturation(entry: Any) -> Saturation:
     reason = entry["not_applicable"]
     found = Saturation(
         proven_safe=entry["proven_safe"],
-        not_applicable=None if reason is None else _text(reason),
-        linears=_count(entry["linears"]),
-        pairs=_count(entry["pairs"]),
+        not_applicable=None if reason is None else text(reason),
+        linears=count(entry["linears"]),
+        pairs=count(entry["pairs"]),
         unsafe={
-            _text(name): UnsafeLinear(
-                _count(linear["pairs"]), _count(linear["max_excess"]), _many(linear["worst"], _unsafe_pair)
+            text(name): UnsafeLinear(
+                count(linear["pairs"]), count(linear["max_excess"]), many(linear["worst"], _unsafe_pair)
             )
             for name, linear in entry["unsafe"].items()
         },
@@ -286,29 +291,5 @@ def _saturation(entry: Any) -> Saturation:
 
 
 def _unsafe_pair(entry: Any) -> UnsafePair:
-    first, second = _many(entry["inputs"], _count)
-    return UnsafePair(_count(entry["output"]), (first, second), _count(entry["excess"]))
-
-
-def _many(value: Any, parse: Callable[[Any], T]) -> tuple[T, ...]:
-    if not isinstance(value, list):
-        raise ArtifactError(f"expected a list, found {type(value).__name__}")
-    return tuple(parse(item) for item in value)
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    if not isinstance(value, dict):
-        raise ArtifactError(f"expected an object, found {value!r}")
-    return value
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise ArtifactError(f"expected a string, found {value!r}")
-    return value
-
-
-def _count(value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise ArtifactError(f"expected a number of at least 0, found {value!r}")
-    return value
+    first, second = many(entry["inputs"], count)
+    return UnsafePair(count(entry["output"]), (first, second), count(entry["excess"]))

@@ -25,7 +25,16 @@ FILES = {"onnx": {"model.onnx"}, "openvino": {"model.xml", "model.bin"}, "tflite
 
 
 def test_build_leaves_three_artifacts_the_plan_and_a_report(built: Path) -> None:
-    assert names(built) == {"onnx", "openvino", "tflite", "fp32", "plan.json", "plan.safetensors", "report.json"}
+    assert names(built) == {
+        "onnx",
+        "openvino",
+        "tflite",
+        "fp32",
+        "golden",
+        "plan.json",
+        "plan.safetensors",
+        "report.json",
+    }
     for runtime, files in FILES.items():
         assert names(built / runtime) == names(built / "fp32" / runtime) == files | {"manifest.json"}
         manifest, twin = load_manifest(built / runtime), load_manifest(built / "fp32" / runtime)
@@ -77,7 +86,7 @@ def test_second_build_replaces_the_first_whole(site: Site, tmp_path: Path) -> No
     assert site.build(out, "--runtime", "onnx,tflite").exit_code == 0
     (out / "stray").write_text("of an earlier build")
     assert site.build(out, "--runtime", "openvino", "--target", "vnni").exit_code == 0
-    assert names(out) == {"openvino", "plan.json", "plan.safetensors", "report.json"}
+    assert names(out) == {"openvino", "golden", "plan.json", "plan.safetensors", "report.json"}
     assert report_of(out)["target"] == "vnni"
     assert names(tmp_path) == {"out"}
 

@@ -25,6 +25,7 @@ from vitedge.commands.verify import judge
 from vitedge.console import Console
 from vitedge.converters.artifact import REPORT_FILE, REPORT_FORMAT, check_replaceable, replacing_folder
 from vitedge.converters.checkpoint import Checkpoint, load_checkpoint, random_checkpoint
+from vitedge.converters.golden import write_reference
 from vitedge.converters.lower import export_error, lower
 from vitedge.quantization.accuracy import AccuracyReport
 from vitedge.quantization.gates import check, doubts
@@ -32,6 +33,7 @@ from vitedge.quantization.integer_search import IntegerSearchResult
 from vitedge.quantization.saved_plan import SavedPlan
 from vitedge.quantization.search import SearchResult
 from vitedge.runtimes.errors import GateFailedError, PlanError
+from vitedge.runtimes.golden import GOLDEN_FOLDER
 from vitedge.runtimes.load import load_encoder
 from vitedge.runtimes.manifest import Manifest, load_manifest
 
@@ -93,6 +95,8 @@ def build(request: BuildRequest, console: Console) -> BuildResult:
     calibration, evaluation = _image_sets(request, console)
     _refuse_blind_gates(request, evaluation)
     with replacing_folder(request.out) as new:
+        with console.step("Writing golden vectors"):
+            write_reference(new / GOLDEN_FOLDER, checkpoint, evaluation or calibration)
         site = _Site(request, checkpoint, calibration, evaluation, new, clock, console)
         built = site.tightened(site.judged(site.converted(plan(calibration))))
         built.planned.plan.save(new)

@@ -31,8 +31,9 @@ from vitedge.runtimes.image import read_image
 from vitedge.runtimes.manifest import Manifest
 from vitedge.runtimes.preprocess import PixelValues, Preprocessing
 
-# What the search aims at if no gate asks for something.
-DEFAULT_BUDGET = Budget(min_sqnr_db=26.5)
+# What the search aims at if no gate asks for something. On vit-s14-real a predicted 27.6 dB became 25.8 on 400 images:
+# weights were rounded on the images that judge.
+DEFAULT_BUDGET = Budget(min_sqnr_db=27.5)
 _BATCH = 8
 
 
@@ -191,7 +192,7 @@ def _search(
     budget: Budget,
     console: Console,
 ) -> _Search:
-    """Searches by images whose own ranges are left out: with them, a prediction flattered by 2.4 dB of vit-s14-real."""
+    """Searches by images whose own ranges are left out: with them, predictions flatter by 0.6 dB more on vit-s14-real."""
     contract = checkpoint.preprocessing
     judged = spread(images.paths, min(POINT_IMAGES, len(images.paths) // 2))
     rest = replace(images, paths=tuple(path for path in images.paths if path not in judged))

@@ -1,0 +1,200 @@
+"""Makes bundles: a folder, or a zip, that a device needs nothing else for but Python, numpy and one runtime."""
+
+import json
+import os
+import shutil
+import string
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import vitedge
+import vitedge.runtimes
+from vitedge.converters.golden import write_with_artifacts
+from vitedge.runtimes.bundle import BUNDLE_FILE, Bundle, load_bundle
+from vitedge.runtimes.encoder import DISTRIBUTIONS
+from vitedge.runtimes.errors import ArtifactError, OutputError
+from vitedge.runtimes.golden import GOLDEN_FILE, GOLDEN_FOLDER
+from vitedge.runtimes.manifest import FileRecord, Manifest, artifact_folders, load_manifest, sha256_of, verify_files
+
+_PACKAGE = Path(vitedge.__file__).parent
+# What measures on a device; the rest of the benchmarks needs a host.
+_BENCHMARKS = ("__init__", "best", "flags", "machine", "measure", "process", "results", "speedup", "worker")
+_TEMPLATES = Path(__file__).with_name("bundle_files")
+_ZIP_DATE = (1980, 1, 1, 0, 0, 0)  # equal contents give equal bytes
+
+
+@dataclass(frozen=True)
+class Ingredients:
+    """What goes into a bundle: artifact folders and manifests by name, FP32 twins, and a build's golden vectors."""
+
+    folders: Mapping[str, Path]
+    manifests: Mapping[str, Manifest]
+    twins: Mapping[str, Path]
+    golden: Path
+
+
+def gather(artifacts: Sequence[Path], *, with_fp32: bool) -> Ingredients:
+    """Finds and checks what a bundle of these artifacts needs.
+
+    Args:
+        artifacts: Artifact folders of one build, or the build's folder for all of them.
+        with_fp32: Whether the FP32 twins go along.
+
+    Raises:
+        ArtifactError: No artifact there, two of one runtime, a damaged file, no golden vectors, or no twin.
+    """
+    folders: dict[str, Path] = {}
+    for path in artifacts:
+        for runtime, folder in artifact_folders(path).items():
+            if runtime in folders and folders[runtime].resolve() != folder.resolve():
+                raise ArtifactError(f"{folder}: a bundle holds one {runtime} artifact, and {folders[runtime]} is in it")
+            folders[runtime] = folder
+    manifests = {name: load_manifest(folder) for name, folder in folders.items()}
+    for name, folder in folders.items():
+        verify_files(manifests[name], folder)
+    builds = {folder.resolve().parent for folder in folders.values()}
+    if len(builds) > 1:
+        raise ArtifactError(f"expected artifacts of one build, found some of {', '.join(map(str, sorted(builds)))}")
+    build = builds.pop()
+    if not (build / GOLDEN_FOLDER / GOLDEN_FILE).is_file():
+        raise ArtifactError(f"{build}: expected golden vectors in {GOLDEN_FOLDER}; build again to get them")
+    twins = {name: build / "fp32" / name for name in folders} if with_fp32 else {}
+    if missing := [str(twin) for twin in twins.values() if not twin.is_dir()]:
+        raise ArtifactError(f"{missing[0]}: no FP32 twin; build with --keep-fp32, or leave --with-fp32 out")
+    return Ingredients(folders, manifests, twins, build / GOLDEN_FOLDER)
+
+
+def write_bundle(ingredients: Ingredients, out: Path) -> int:
+    """Writes the bundle, as a zip if `out` ends in .zip, in place at once or not at all.
+
+    Returns:
+        Its size in bytes.
+
+    Raises:
+        ArtifactError: Artifacts and golden vectors do not belong together.
+        OutputError: `out` holds something that is no bundle, or cannot be written.
+    """
+    zipped = out.suffix == ".zip"
+    with _replacing(out, zipped) as new:
+        folder = new.with_suffix(".files") if zipped else new
+        try:
+            _fill(ingredients, folder)
+            if zipped:
+                _zip(folder, new)
+        finally:
+            if zipped:
+                shutil.rmtree(folder, ignore_errors=True)
+        return sum(path.stat().st_size for path in ([new] if zipped else new.rglob("*")) if path.is_file())
+
+
+def _fill(ingredients: Ingredients, folder: Path) -> None:
+    folder.mkdir(parents=True)
+    artifacts = {name: f"artifacts/{name}" for name in ingredients.folders}
+    twins = {name: f"fp32/{name}" for name in ingredients.twins}
+    for paths, places in ((ingredients.folders, artifacts), (ingredients.twins, twins)):
+        for name, path in paths.items():
+            _copy_artifact(path, folder / places[name])
+    write_with_artifacts(ingredients.golden, ingredients.folders, folder / GOLDEN_FOLDER)
+    _copy_package(folder / "vitedge")
+    (folder / "requirements.txt").write_text(_requirements(ingredients.manifests), encoding="utf-8")
+    _write_texts(ingredients, folder)
+    written = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = {path.relative_to(folder).as_posix(): path for path in written}
+    records = {name: FileRecord(name, sha256_of(path), path.stat().st_size) for name, path in files.items()}
+    bundle = Bundle(folder, vitedge.__version__, artifacts, twins, records)
+    (folder / BUNDLE_FILE).write_text(json.dumps(bundle.to_json(), indent=1) + "\n", encoding="utf-8")
+
+
+def _copy_artifact(source: Path, destination: Path) -> None:
+    destination.mkdir(parents=True)
+    manifest = load_manifest(source)
+    for record in manifest.files:
+        shutil.copyfile(source / record.name, destination / record.name)
+    manifest.save(destination)
+
+
+def _copy_package(folder: Path) -> None:
+    """The device half of this package, laid out as it is installed."""
+    for name in ("__init__", "device"):
+        _copy_module(_PACKAGE / f"{name}.py", folder / f"{name}.py")
+    runtimes = Path(vitedge.runtimes.__file__).parent
+    for path in sorted(runtimes.glob("*.py")):
+        _copy_module(path, folder / "runtimes" / path.name)
+    for name in _BENCHMARKS:
+        _copy_module(Path(__file__).with_name(f"{name}.py"), folder / "benchmarks" / f"{name}.py")
+
+
+def _copy_module(source: Path, destination: Path) -> None:
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, destination)
+
+
+def _requirements(manifests: Mapping[str, Manifest]) -> str:
+    """What pip installs on the device; one of the runtimes is enough."""
+    lines = [
+        "# numpy and one of the runtimes; opencv-python-headless only to decode photographs of your own",
+        "numpy>=2.0",
+    ]
+    for name, manifest in manifests.items():
+        distribution = DISTRIBUTIONS[manifest.runtime]
+        tested = manifest.tools.get(distribution, "unknown")
+        lines.append(f"{distribution}>={manifest.minimum_runtime}  # {name}; made and tested with {tested}")
+    return "\n".join(lines) + "\n"
+
+
+def _write_texts(ingredients: Ingredients, folder: Path) -> None:
+    first = next(iter(ingredients.manifests.values()))
+    values = {
+        "source": str(first.source.get("source", "unknown")),
+        "names": ", ".join(ingredients.folders),
+        "first": next(iter(ingredients.folders)),
+        "version": vitedge.__version__,
+    }
+    for name in ("README.md", "LICENSES.md"):
+        template = string.Template((_TEMPLATES / name).read_text(encoding="utf-8"))
+        (folder / name).write_text(template.substitute(values), encoding="utf-8")
+
+
+def _zip(folder: Path, path: Path) -> None:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=6) as archive:
+        for file in sorted(folder.rglob("*")):
+            if file.is_file():
+                info = zipfile.ZipInfo(f"bundle/{file.relative_to(folder).as_posix()}", _ZIP_DATE)
+                info.compress_type, info.external_attr = zipfile.ZIP_DEFLATED, 0o644 << 16
+                with file.open("rb") as data, archive.open(info, "w") as entry:
+                    shutil.copyfileobj(data, entry)
+
+
+@contextmanager
+def _replacing(out: Path, zipped: bool) -> Iterator[Path]:
+    """Yields a path beside `out` that takes its place at the end."""
+    if zipped and out.is_dir():
+        raise OutputError(f"{out}: expected a zip file, found a folder; pass another --out")
+    if not zipped and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        try:
+            load_bundle(out)
+        except ArtifactError as error:
+            raise OutputError(f"{out}: exists and is no bundle; pass another --out, or remove it") from error
+    new, old = (out.with_name(f".{out.name}.{kind}-{os.getpid()}") for kind in ("new", "old"))
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        yield new
+        if zipped:
+            new.replace(out)
+        else:
+            if out.exists():
+                out.rename(old)
+            new.rename(out)
+    except OSError as error:
+        if old.exists() and not out.exists():
+            old.rename(out)
+        raise OutputError(f"{out}: cannot be written ({error.strerror or error}); nothing was changed") from error
+    finally:
+        shutil.rmtree(old, ignore_errors=True)
+        if new.is_dir():
+            shutil.rmtree(new, ignore_errors=True)
+        else:
+            new.unlink(missing_ok=True)

@@ -1,0 +1,82 @@
+"""`bundle.json`: what travels to a device, so that it can be tested and measured there; standard library only.
+
+artifacts/<name>/    artifact folders, as a build made them        fp32/<name>/    their FP32 twins, if wanted
+golden/              golden vectors of these artifacts             vitedge/        the device half of this package
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vitedge.runtimes.errors import ArtifactError
+from vitedge.runtimes.fields import count, mapping, plain_path, text
+from vitedge.runtimes.manifest import FileRecord, damage
+
+FORMAT = "vitedge-bundle/1"
+BUNDLE_FILE = "bundle.json"
+_MAX_JSON_BYTES = 4 << 20
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """The contents of `bundle.json`, and where it lies; folders are relative to that, by the artifact's name."""
+
+    folder: Path
+    version: str
+    artifacts: Mapping[str, str]
+    twins: Mapping[str, str]
+    files: Mapping[str, FileRecord]
+
+    def damages(self) -> dict[str, str]:
+        """What is wrong with files that are not as `bundle.json` describes them, by path."""
+        found = {name: damage(self.folder / name, record, BUNDLE_FILE) for name, record in self.files.items()}
+        return {name: what for name, what in found.items() if what}
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "format": FORMAT,
+            "vitedge": self.version,
+            "artifacts": dict(self.artifacts),
+            "fp32": dict(self.twins),
+            "files": {
+                name: {"sha256": record.sha256, "size_bytes": record.size_bytes} for name, record in self.files.items()
+            },
+        }
+
+
+def load_bundle(folder: Path) -> Bundle:
+    """Reads `folder/bundle.json`, without looking at the files that it names.
+
+    Raises:
+        ArtifactError: There is none, or it is not one that this version can read.
+    """
+    path = folder / BUNDLE_FILE
+    try:
+        size_bytes = path.stat().st_size
+        document = json.loads(path.read_text(encoding="utf-8")) if size_bytes <= _MAX_JSON_BYTES else None
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise ArtifactError(
+            f"{folder}: expected a bundle, found no {BUNDLE_FILE}; vitedge bundle OUT --out DIR makes one"
+        ) from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise ArtifactError(f"{path}: expected a JSON file ({error}); copy the bundle again") from error
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        found = document.get("format") if isinstance(document, dict) else f"{size_bytes} bytes of something else"
+        raise ArtifactError(f"{path}: expected format {FORMAT}, found {found}; copy the bundle again")
+    try:
+        return Bundle(
+            folder,
+            text(document["vitedge"]),
+            {name: plain_path(value) for name, value in mapping(document["artifacts"]).items()},
+            {name: plain_path(value) for name, value in mapping(document["fp32"]).items()},
+            {
+                plain_path(name): FileRecord(name, text(entry["sha256"]), count(entry["size_bytes"]))
+                for name, entry in mapping(document["files"]).items()
+            },
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ArtifactError(f"{path}: not readable ({type(error).__name__}: {error}); copy the bundle again") from error
+    except ArtifactError as error:
+        raise ArtifactError(f"{path}: {error}; copy the bundle again") from error

@@ -1,0 +1,204 @@
+"""Does an artifact do here what it did on the host? Each step is judged on its own, and a failure has a likely cause.
+
+    files           are they the ones that were made?                        sizes and SHA-256
+    decoding        are the PNGs decoded to the same pixels?                 equal; needs OpenCV, else skipped
+    preprocessing   does each artifact's contract give the golden input?     pixels equal, floats to 1e-6
+    inference       is each artifact as near to FP32 as it may be?           cosine and SQNR within the tolerance
+
+Bounds are against FP32: integers round otherwise on another CPU, so that INT8 outputs never agree bit by bit.
+"""
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vitedge.runtimes.encoder import DISTRIBUTIONS, installed_version, is_older
+from vitedge.runtimes.errors import ArtifactError, RuntimeMissingError, VitedgeError
+from vitedge.runtimes.golden import ANY, Golden
+from vitedge.runtimes.image import read_image
+from vitedge.runtimes.load import load_encoder
+from vitedge.runtimes.manifest import Manifest
+
+Status = Literal["pass", "fail", "skip"]
+_MAX_INPUT_ERROR = 1e-6
+# x86 CPUs with one of these add products of bytes in 32 bits.
+_VNNI = frozenset(("avx512_vnni", "avx_vnni", "amx_int8"))
+
+
+class Fidelity(NamedTuple):
+    """To FP32: the worst cosine of class tokens over the images, and SQNR in dB over all values."""
+
+    cosine_worst: float
+    sqnr_db: float
+
+
+@dataclass(frozen=True)
+class Check:
+    """One step: what was found in words and in numbers, and what a failure most likely comes from."""
+
+    step: str
+    artifact: str | None
+    status: Status
+    found: str
+    cause: str | None = None
+    numbers: Mapping[str, float] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def selftest(
+    golden: Golden,
+    artifacts: Mapping[str, tuple[Path, Manifest]],
+    *,
+    damages: Mapping[str, str],
+    isa_flags: Collection[str],
+    threads: int | None = None,
+) -> tuple[Check, ...]:
+    """Judges every step.
+
+    Args:
+        golden: Golden vectors with outputs and tolerances of the artifacts.
+        artifacts: Folder and manifest by the name that the golden vectors know them by.
+        damages: What is wrong with files, by path (`Bundle.damages`).
+        isa_flags: Instruction sets of this CPU, in Linux's spelling.
+        threads: Of the runtimes; None leaves it to them.
+    """
+    files = _files(damages)
+    if files.status == "fail":
+        return (files,)  # nothing that is read from them would say anything about the device
+    checks = [files, _decoding(golden)]
+    for name, (folder, manifest) in artifacts.items():
+        checks.append(_preprocessing(golden, name, manifest))
+        checks.append(_inference(golden, name, folder, manifest, isa_flags, threads))
+    return tuple(checks)
+
+
+def passed(checks: Collection[Check]) -> bool:
+    """Whether nothing failed, and at least one artifact ran."""
+    ran = any(check.step == "inference" and check.status == "pass" for check in checks)
+    return ran and all(check.status != "fail" for check in checks)
+
+
+def _files(damages: Mapping[str, str]) -> Check:
+    if not damages:
+        return Check("files", None, "pass", "every file is the one that was made")
+    named = "; ".join(f"{name}: {what}" for name, what in list(damages.items())[:3])
+    return Check("files", None, "fail", named, "truncated or changed in transit: copy the bundle again")
+
+
+def _decoding(golden: Golden) -> Check:
+    different = []
+    for image in golden.images:
+        try:
+            pixels = read_image(golden.folder / image.file)
+        except RuntimeMissingError:
+            return Check("decoding", None, "skip", "OpenCV is not installed; the pixels are tested as they are")
+        if not np.array_equal(pixels, golden.pixels(image)):
+            different.append(image.file)
+    if different:
+        found = f"{len(different)} of {len(golden.images)} PNGs have other pixels, such as {different[0]}"
+        return Check("decoding", None, "fail", found, "the decoder: OpenCV of another build changes colors or channels")
+    return Check("decoding", None, "pass", f"{len(golden.images)} PNGs have the same pixels")
+
+
+def _preprocessing(golden: Golden, name: str, manifest: Manifest) -> Check:
+    contract, expected = manifest.preprocessing, golden.preprocessing
+    if contract != expected:
+        changed = [key for key, value in expected.to_json().items() if contract.to_json()[key] != value]
+        found = "; ".join(f"{key} {contract.to_json()[key]}, expected {expected.to_json()[key]}" for key in changed)
+        return Check("preprocessing", name, "fail", found, "the manifest was edited, or is of another build")
+    given = golden.encoder_input()
+    made = contract.batch([golden.pixels(image) for image in golden.images])
+    error = float(np.abs(made.astype(np.float64) - given).max())
+    numbers = {"max_abs_error": error}
+    if error > (0 if contract.dtype == "uint8" else _MAX_INPUT_ERROR):
+        found = f"differs from the golden input by up to {error:.3g}"
+        return Check("preprocessing", name, "fail", found, "resize or normalization of this numpy build", numbers)
+    return Check("preprocessing", name, "pass", f"differs from the golden input by at most {error:.2g}", None, numbers)
+
+
+def _inference(
+    golden: Golden,
+    name: str,
+    folder: Path,
+    manifest: Manifest,
+    isa_flags: Collection[str],
+    threads: int | None,
+) -> Check:
+    distribution = DISTRIBUTIONS[manifest.runtime]
+    version = installed_version(distribution)
+    if version is None:
+        return Check("inference", name, "skip", f"{distribution} is not installed here")
+    if is_older(version, manifest.minimum_runtime):
+        found = f"{distribution} {version} is older than {manifest.minimum_runtime}"
+        return Check("inference", name, "fail", found, f"an old runtime: pip install -U {distribution}")
+    try:
+        outputs = load_encoder(folder, threads=threads)(golden.encoder_input())
+    except (ArtifactError, VitedgeError) as error:
+        return Check("inference", name, "fail", str(error), "the runtime of this device does not load the model")
+    if broken := [key for key, values in outputs.items() if not np.isfinite(values).all()]:
+        found = f"{', '.join(broken)}: NaN or infinity"
+        return Check("inference", name, "fail", found, _cause(manifest, isa_flags, overflow=True))
+    return _judged(golden, name, manifest, outputs, isa_flags)
+
+
+def _judged(
+    golden: Golden, name: str, manifest: Manifest, outputs: Mapping[str, NDArray[Any]], isa_flags: Collection[str]
+) -> Check:
+    expected, host = golden.expected(), golden.expected(name)
+    bounds = golden.tolerances[name]
+    bound = next((bounds[flag] for flag in isa_flags if flag in bounds), bounds[ANY])
+    cosine, sqnr_db = fidelity(expected["last_hidden_state"], outputs["last_hidden_state"])
+    host_cosine, host_db = fidelity(expected["last_hidden_state"], host["last_hidden_state"])
+    numbers = {
+        "cosine_worst": cosine,
+        "min_cosine": bound.min_cosine,
+        "sqnr_db": sqnr_db,
+        "min_sqnr_db": bound.min_sqnr_db,
+        "host_cosine_worst": host_cosine,
+        "host_sqnr_db": host_db,
+    }
+    found = (
+        f"{sqnr_db:.1f} dB and a worst cosine of {cosine:.4f} to FP32; at least {bound.min_sqnr_db:.1f} and"
+        f" {bound.min_cosine:.4f} asked, {host_db:.1f} and {host_cosine:.4f} on the host"
+    )
+    if cosine >= bound.min_cosine and sqnr_db >= bound.min_sqnr_db:
+        return Check("inference", name, "pass", found, None, numbers)
+    return Check("inference", name, "fail", found, _cause(manifest, isa_flags), numbers)
+
+
+def _cause(manifest: Manifest, isa_flags: Collection[str], *, overflow: bool = False) -> str:
+    x86 = "sse4_1" in isa_flags or "avx" in isa_flags
+    unsafe = manifest.saturation.unsafe
+    if unsafe and x86 and not _VNNI & set(isa_flags):
+        names = ", ".join(list(unsafe)[:3]) + (", …" if len(unsafe) > 3 else "")
+        return (
+            f"saturation: this CPU adds pairs of products in 16 bits, and {len(unsafe)} linears can exceed them"
+            f" ({names}); build with --target avx2"
+        )
+    low = "overflows in a lower precision" if overflow else "computes otherwise than on the host"
+    return f"the runtime {low}: a delegate, or float16 or bfloat16 in place of float32; switch them off and test again"
+
+
+def fidelity(expected: NDArray[Any], found: NDArray[Any]) -> Fidelity:
+    """Of two float32 [images, tokens, hidden]."""
+    one, other = expected[:, 0].astype(np.float64), found[:, 0].astype(np.float64)
+    norms = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
+    cosines = (one * other).sum(1) / np.maximum(norms, 1e-30)
+    noise = float(np.square(found.astype(np.float64) - expected).sum())
+    signal = float(np.square(expected.astype(np.float64)).sum())
+    return Fidelity(float(cosines.min()), float(10 * np.log10(max(signal, 1e-30) / max(noise, 1e-30))))
+
+
+def lines(checks: Collection[Check]) -> Iterator[str]:
+    """The checks as text."""
+    for check in checks:
+        name = check.step if check.artifact is None else f"{check.step} {check.artifact}"
+        yield f"{check.status.upper():4}  {name:23} {check.found}"
+        if check.cause:
+            yield f"      {'':23} likely cause: {check.cause}"

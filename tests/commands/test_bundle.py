@@ -1,0 +1,324 @@
+"""`vitedge bundle`, and what the device sees of it: isolated, with numpy and one runtime, nothing else importable."""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.commands.conftest import Site, contents
+from vitedge.runtimes.bundle import load_bundle
+from vitedge.runtimes.errors import ArtifactError
+from vitedge.runtimes.golden import GOLDEN_FOLDER, load_golden, read_golden
+from vitedge.runtimes.load import load_encoder
+from vitedge.runtimes.manifest import load_manifest
+from vitedge.runtimes.saturation import Saturation, UnsafeLinear
+from vitedge.runtimes.selftest import Check, selftest
+
+# A device has none of these; the test's own interpreter does.
+ABSENT = ("torch", "transformers", "typer", "rich", "scipy", "sklearn", "safetensors", "onnx", "tensorflow", "cv2")
+PROGRAM = """
+import importlib.abc, runpy, sys
+class Absent(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {absent!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Absent())
+sys.path.insert(0, ".")
+sys.argv[:] = ["device", *{arguments!r}]
+runpy.run_module("vitedge.device", run_name="__main__")
+"""
+
+HIDDEN = """
+import importlib.metadata as metadata
+known = metadata.version
+def version(name):
+    if name in {names!r}:
+        raise metadata.PackageNotFoundError(name)
+    return known(name)
+metadata.version = version
+"""
+
+
+def on_device(folder: Path, *arguments: str, absent: Sequence[str] = ABSENT) -> subprocess.CompletedProcess[str]:
+    """Runs the bundle's own package, and none of this repository's."""
+    program = PROGRAM.format(absent=set(absent), arguments=list(arguments))
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    return subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=folder,
+        env={**environment, "PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def checks_of(folder: Path, *arguments: str) -> tuple[int, dict[tuple[str, str | None], Any]]:
+    result = on_device(folder, "selftest", "--json", *arguments)
+    document = json.loads(result.stdout)
+    assert document["format"] == "vitedge-selftest/1"
+    return result.returncode, {(check["step"], check["artifact"]): check for check in document["checks"]}
+
+
+@pytest.fixture(scope="module")
+def bundled(site: Site, built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("bundle") / "bundle"
+    result = site.vitedge("bundle", built, "--out", out, "--with-fp32")
+    assert result.exit_code == 0, result.stderr
+    assert "onnx, openvino, tflite" in result.stdout
+    return out
+
+
+@pytest.fixture
+def copy(bundled: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(bundled, tmp_path / "bundle"))
+
+
+def sealed(folder: Path) -> None:
+    """Writes hashes of files that were changed on purpose, so that only what follows from the change is found."""
+    for name, root in (("golden.json", folder / GOLDEN_FOLDER), ("bundle.json", folder)):
+        document = json.loads((root / name).read_text())
+        for file, record in document["files"].items():
+            data = (root / file).read_bytes()
+            record |= {"sha256": hashlib.sha256(data).hexdigest(), "size_bytes": len(data)}
+        (root / name).write_text(json.dumps(document))
+
+
+def test_device_without_host_packages_passes(bundled: Path) -> None:
+    code, checks = checks_of(bundled)
+    assert code == 0
+    statuses = {key: check["status"] for key, check in checks.items()}
+    runtimes = ("onnx", "openvino", "tflite")
+    assert statuses == {
+        ("files", None): "pass",
+        ("decoding", None): "skip",  # there is no OpenCV
+        **{(step, name): "pass" for step in ("preprocessing", "inference") for name in runtimes},
+    }
+    for name in runtimes:
+        numbers = checks["inference", name]["numbers"]
+        assert numbers["min_sqnr_db"] < numbers["sqnr_db"]
+        assert numbers["sqnr_db"] == pytest.approx(numbers["host_sqnr_db"], abs=1)
+        assert numbers["min_sqnr_db"] > numbers["host_sqnr_db"] - 8  # a bound that means something
+    assert not list(bundled.rglob("__pycache__"))
+
+
+def test_decoding_is_tested_where_opencv_is(bundled: Path) -> None:
+    result = on_device(bundled, "selftest", "--artifact", "onnx", absent=())
+    assert result.returncode == 0, result.stderr
+    assert "PASS  decoding                8 PNGs have the same pixels" in result.stdout
+    assert "openvino" not in result.stdout
+
+
+def test_one_runtime_is_enough_and_none_is_not(bundled: Path) -> None:
+    """A runtime is absent if its distribution is."""
+    for names, code in ((("openvino", "ai-edge-litert"), 0), (("openvino", "ai-edge-litert", "onnxruntime"), 1)):
+        program = HIDDEN.format(names=names) + PROGRAM.format(absent=set(ABSENT), arguments=["selftest"])
+        result = subprocess.run(
+            [sys.executable, "-c", program], cwd=bundled, capture_output=True, text=True, check=False
+        )
+        assert result.returncode == code, result.stdout
+        assert "SKIP  inference tflite        ai-edge-litert is not installed here" in result.stdout
+    assert "no runtime is installed here" in result.stdout
+
+
+def test_runs_and_benches(bundled: Path) -> None:
+    shown = on_device(bundled, "run", "golden/images/0.png", "--artifact", "onnx", absent=())
+    assert shown.returncode == 0, shown.stderr
+    assert shown.stdout.startswith("golden/images/0.png  ")
+    measured = on_device(bundled, "bench", "--seconds", "0.1", "--json", absent=())
+    assert measured.returncode == 0, measured.stderr
+    document = json.loads(measured.stdout)
+    assert document["format"] == "vitedge-benches/2"
+    assert document["artifacts"].keys() == document["runs"][0]["pairs"].keys() == {"onnx", "openvino", "tflite"}
+    said = on_device(bundled, "bench", "--seconds", "0.1", "--artifact", "onnx", absent=())
+    assert "onnx      FP32  median" in said.stdout
+
+
+def test_a_changed_byte_and_a_truncated_file_are_found_before_anything_runs(copy: Path) -> None:
+    model = copy / "artifacts" / "onnx" / "model.onnx"
+    data = bytearray(model.read_bytes())
+    data[len(data) // 2] ^= 1
+    model.write_bytes(data)
+    (copy / "golden" / "resized.bin").write_bytes(b"short")
+    code, checks = checks_of(copy)
+    assert code == 1
+    assert list(checks) == [("files", None)]
+    found = checks["files", None]
+    assert "artifacts/onnx/model.onnx: expected SHA-256" in found["found"]
+    assert "golden/resized.bin: expected" in found["found"]
+    assert found["cause"].startswith("truncated or changed in transit")
+
+
+def test_another_mean_fails_preprocessing_and_not_inference(copy: Path) -> None:
+    path = copy / "artifacts" / "onnx" / "manifest.json"
+    document = json.loads(path.read_text())
+    document["preprocessing"]["mean"] = [0.4, 0.5, 0.5]
+    path.write_text(json.dumps(document))
+    sealed(copy)
+    code, checks = checks_of(copy, "--artifact", "onnx")
+    assert code == 1
+    assert checks["preprocessing", "onnx"]["status"] == "fail"
+    assert "mean [0.4, 0.5, 0.5], expected" in checks["preprocessing", "onnx"]["found"]
+    assert checks["inference", "onnx"]["status"] == "pass"
+
+
+def test_other_golden_input_fails_preprocessing(copy: Path) -> None:
+    path = copy / "golden" / "pixel_values.bin"
+    values = np.fromfile(path, "<f4")
+    values[5] += 0.01
+    values.tofile(path)
+    sealed(copy)
+    _, checks = checks_of(copy, "--artifact", "onnx")
+    assert checks["preprocessing", "onnx"]["numbers"]["max_abs_error"] == pytest.approx(0.01, rel=1e-3)
+    assert checks["preprocessing", "onnx"]["status"] == "fail"
+
+
+def test_another_model_fails_inference(copy: Path) -> None:
+    """The artifact computes something else than what the golden vectors say."""
+    path = copy / "golden" / "fp32" / "last_hidden_state.bin"
+    values = np.fromfile(path, "<f4")
+    (values + np.random.default_rng(0).normal(0, 0.2, values.shape).astype(np.float32)).tofile(path)
+    sealed(copy)
+    code, checks = checks_of(copy, "--artifact", "tflite")
+    assert code == 1
+    assert checks["inference", "tflite"]["status"] == "fail"
+    assert "a delegate, or float16 or bfloat16" in checks["inference", "tflite"]["cause"]
+    assert checks["preprocessing", "tflite"]["status"] == "pass"
+
+
+def test_a_runtime_older_than_the_manifest_asks_for(copy: Path) -> None:
+    path = copy / "artifacts" / "onnx" / "manifest.json"
+    document = json.loads(path.read_text())
+    path.write_text(json.dumps(document | {"minimum_runtime": "99.0"}))
+    sealed(copy)
+    code, checks = checks_of(copy, "--artifact", "onnx")
+    assert code == 1
+    assert "is older than 99.0" in checks["inference", "onnx"]["found"]
+    assert checks["inference", "onnx"]["cause"] == "an old runtime: pip install -U onnxruntime"
+
+
+def test_saturation_is_named_where_the_certificate_and_the_cpu_say_so(bundled: Path, built: Path) -> None:
+    golden = read_golden(bundled / GOLDEN_FOLDER)
+    strict = replace(golden.tolerances["onnx"]["any"], min_sqnr_db=99.0)
+    golden = replace(golden, tolerances={"onnx": {"any": strict}})
+    manifest = load_manifest(built / "onnx")
+    unsafe = Saturation(False, None, 1, 1, {"layers.0.mlp.fc1": UnsafeLinear(1, 1, ())})
+
+    def inference(saturation: Saturation, flags: set[str]) -> Check:
+        artifacts = {"onnx": (built / "onnx", replace(manifest, saturation=saturation))}
+        return selftest(golden, artifacts, damages={}, isa_flags=flags)[-1]
+
+    assert "saturation: this CPU adds pairs" in str(inference(unsafe, {"sse4_1", "avx2"}).cause)
+    assert "layers.0.mlp.fc1" in str(inference(unsafe, {"sse4_1", "avx2"}).cause)
+    assert "saturation" not in str(inference(unsafe, {"sse4_1", "avx2", "avx512_vnni"}).cause)
+    assert "saturation" not in str(inference(unsafe, {"asimd"}).cause)
+    assert "saturation" not in str(inference(manifest.saturation, {"sse4_1", "avx2"}).cause)
+
+
+def test_golden_vectors_are_the_artifacts_own(bundled: Path, built: Path) -> None:
+    golden = load_golden(bundled / GOLDEN_FOLDER)
+    assert len(golden.images) == 8
+    for name in ("onnx", "openvino", "tflite"):
+        found = load_encoder(built / name, threads=1)(golden.encoder_input())
+        for output, expected in golden.expected(name).items():
+            np.testing.assert_allclose(found[output], expected, atol=0.2)
+            assert np.abs(expected - golden.expected()[output]).max() > 0
+
+
+def test_zip_is_the_same_folder_and_the_same_bytes_again(
+    site: Site, built: Path, bundled: Path, tmp_path: Path
+) -> None:
+    first, second = tmp_path / "a.zip", tmp_path / "b.zip"
+    for path in (first, second):
+        assert site.vitedge("bundle", built / "onnx", "--out", path).exit_code == 0
+    assert first.read_bytes() == second.read_bytes()
+    with zipfile.ZipFile(first) as archive:
+        archive.extractall(tmp_path / "there")
+    assert on_device(tmp_path / "there" / "bundle", "selftest").returncode == 0
+    assert not list(tmp_path.glob(".*"))
+    names = contents(tmp_path / "there" / "bundle")
+    assert names["vitedge/device.py"] == contents(bundled)["vitedge/device.py"]
+    assert not any(name.startswith(("fp32/", "artifacts/tflite")) for name in names)
+
+
+def test_bundle_is_replaced_and_nothing_else_is(site: Site, built: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert site.vitedge("bundle", built / "onnx", "--out", out).exit_code == 0
+    assert site.vitedge("bundle", built / "tflite", "--out", out, "--json").exit_code == 0
+    assert load_bundle(out).artifacts == {"tflite": "artifacts/tflite"}
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.tex").write_text("years of work")
+    result = site.vitedge("bundle", built, "--out", mine)
+    assert result.exit_code == 2
+    assert "exists and is no bundle" in result.stderr
+    assert contents(mine) == {"thesis.tex": b"years of work"}
+
+
+def without_golden(build: Path) -> Sequence[str | Path]:
+    shutil.rmtree(build / "golden")
+    return (build,)
+
+
+def without_twins(build: Path) -> Sequence[str | Path]:
+    shutil.rmtree(build / "fp32")
+    return (build, "--with-fp32")
+
+
+def damaged_golden(build: Path) -> Sequence[str | Path]:
+    (build / "golden" / "resized.bin").write_bytes(b"")
+    return (build,)
+
+
+def of_another_encoder(build: Path) -> Sequence[str | Path]:
+    path = build / "golden" / "golden.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"source_digest": "0" * 64}))
+    return (build,)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (without_golden, "expected golden vectors in golden; build again"),
+        (without_twins, "no FP32 twin; build with --keep-fp32"),
+        (damaged_golden, "resized.bin: expected"),
+        (of_another_encoder, "not of the encoder, or not of the preprocessing"),
+        (lambda build: (build / "nothing",), "no such folder"),
+    ],
+)
+def test_bad_ingredients(
+    site: Site, built: Path, tmp_path: Path, change: Callable[[Path], Sequence[str | Path]], message: str
+) -> None:
+    build = Path(shutil.copytree(built, tmp_path / "build"))
+    result = site.vitedge("bundle", *change(build), "--out", tmp_path / "bundle")
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"build"}
+
+
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        ({"format": "vitedge-bundle/9"}, "expected format vitedge-bundle/1, found vitedge-bundle/9"),
+        ([], "bytes of something else"),
+        ({"artifacts": {"onnx": "../../etc"}}, "expected plain names inside the folder"),
+        ({"files": {"/etc/passwd": {"sha256": "0", "size_bytes": 1}}}, "expected plain names inside the folder"),
+        ({"files": {"a": {"sha256": "0", "size_bytes": -1}}}, "expected a number of at least 0"),
+        ({"artifacts": None}, "expected an object"),
+    ],
+)
+def test_hostile_bundles_are_refused(document: Any, message: str, tmp_path: Path) -> None:
+    whole = {"format": "vitedge-bundle/1", "vitedge": "0", "artifacts": {}, "fp32": {}, "files": {}}
+    (tmp_path / "bundle.json").write_text(json.dumps(whole | document if isinstance(document, dict) else document))
+    with pytest.raises(ArtifactError, match=message):
+        load_bundle(tmp_path)

@@ -1,0 +1,165 @@
+"""The command of a bundle, on the device: needs Python, numpy and one runtime.
+
+    python -m vitedge.device selftest
+    python -m vitedge.device run photo.jpg
+    python -m vitedge.device bench --threads 1
+
+Exit codes: 0 fine, 1 a test failed, 2 the input was wrong.
+"""
+
+import sys
+
+if sys.version_info < (3, 11):  # noqa: UP036 - a device may have any, and what is imported next needs 3.11
+    sys.exit("vitedge needs Python 3.11 or newer, this is " + sys.version.split()[0])
+
+import argparse
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vitedge.benchmarks.machine import describe_machine
+from vitedge.benchmarks.measure import measure_all
+from vitedge.runtimes.bundle import Bundle, load_bundle
+from vitedge.runtimes.encoder import DISTRIBUTIONS, installed_version
+from vitedge.runtimes.errors import ArtifactError, RuntimeMissingError, VitedgeError
+from vitedge.runtimes.golden import GOLDEN_FOLDER, read_golden
+from vitedge.runtimes.load import load_encoder
+from vitedge.runtimes.manifest import Manifest, load_manifest
+from vitedge.runtimes.selftest import lines, passed, selftest
+
+Artifacts = Mapping[str, tuple[Path, Manifest]]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command."""
+    options = _parser().parse_args(argv)
+    try:
+        bundle = load_bundle(options.bundle)
+        return int(options.command(bundle, _artifacts(bundle, options.artifact), options))
+    except VitedgeError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return error.exit_code
+
+
+def _selftest(bundle: Bundle, artifacts: Artifacts, options: argparse.Namespace) -> int:
+    machine = describe_machine()
+    golden = read_golden(bundle.folder / GOLDEN_FOLDER)
+    checks = selftest(golden, artifacts, damages=bundle.damages(), isa_flags=machine.isa_flags, threads=options.threads)
+    if options.json:
+        document = {
+            "format": "vitedge-selftest/1",
+            "passed": passed(checks),
+            "machine": machine.to_json(),
+            "artifacts": _identities(artifacts),
+            "checks": [check.to_json() for check in checks],
+        }
+        sys.stdout.write(json.dumps(document) + "\n")
+    else:
+        sys.stdout.writelines(line + "\n" for line in lines(checks))
+        if not passed(checks) and all(check.status != "fail" for check in checks):
+            sys.stdout.write("no runtime is installed here: pip install -r requirements.txt\n")
+    return 0 if passed(checks) else 1
+
+
+def _run(_: Bundle, artifacts: Artifacts, options: argparse.Namespace) -> int:
+    folder, manifest = next(iter(_installed(artifacts).values()))
+    outputs = load_encoder(folder, threads=options.threads).encode(options.images)
+    for index, image in enumerate(options.images):
+        if "logits" in outputs and manifest.labels:
+            logits = outputs["logits"][index]
+            shares = np.exp(logits - logits.max())
+            best = int(logits.argmax())
+            said = f"{manifest.labels[best]} {shares[best] / shares.sum():.1%}"
+        else:
+            feature = outputs["last_hidden_state"][index, 0]
+            said = f"norm {np.linalg.norm(feature):.3f}, begins {' '.join(f'{value:.3f}' for value in feature[:4])}"
+        sys.stdout.write(f"{image}  {said}\n")
+    return 0
+
+
+def _bench(bundle: Bundle, artifacts: Artifacts, options: argparse.Namespace) -> int:
+    installed = _installed(artifacts)
+    twins = {name: bundle.folder / path for name, path in bundle.twins.items()}
+    report = measure_all(
+        {name: (folder, twins.get(name)) for name, (folder, _) in installed.items()},
+        threads=options.threads or 1,
+        seconds=options.seconds,
+    )
+    if options.json:
+        document = {
+            "format": "vitedge-benches/2",
+            "artifacts": _identities(installed),
+            "runs": [report.to_json()],
+        }
+        sys.stdout.write(json.dumps(document) + "\n")
+        return 0
+    for name, pair in report.pairs.items():
+        for label, result in (("INT8", pair.artifact), ("FP32", pair.fp32)):
+            if result is not None:
+                median_ms, p90_ms = result.latency_median_ms, result.latency_p90_ms
+                sys.stdout.write(f"{name:9} {label}  median {median_ms:.2f} ms  p90 {p90_ms:.2f} ms\n")
+        sys.stdout.write(f"{name:9} {pair.verdict}\n")
+        sys.stdout.writelines(f"{name:9} doubt: {flag}\n" for flag in pair.flags)
+    sys.stdout.writelines(f"doubt: {flag}\n" for flag in report.flags)
+    return 0
+
+
+def _artifacts(bundle: Bundle, wanted: str | None) -> Artifacts:
+    if wanted is not None and wanted not in bundle.artifacts:
+        raise ArtifactError(f"--artifact: expected one of {', '.join(bundle.artifacts)}, found {wanted}")
+    folders = {name: bundle.folder / path for name, path in bundle.artifacts.items() if wanted in (None, name)}
+    return {name: (folder, load_manifest(folder)) for name, folder in folders.items()}
+
+
+def _installed(artifacts: Artifacts) -> Artifacts:
+    found = {
+        name: entry
+        for name, entry in artifacts.items()
+        if installed_version(DISTRIBUTIONS[entry[1].runtime]) is not None
+    }
+    if not found:
+        wanted = ", ".join(DISTRIBUTIONS[manifest.runtime] for _, manifest in artifacts.values())
+        raise RuntimeMissingError(f"none of {wanted} is installed here; install one with pip")
+    return found
+
+
+def _identities(artifacts: Artifacts) -> Mapping[str, Any]:
+    """What a result is about: SHA-256 of the model files, and the version of the runtime here."""
+    return {
+        name: {
+            "runtime": manifest.runtime,
+            "runtime_version": installed_version(DISTRIBUTIONS[manifest.runtime]),
+            "target": manifest.target,
+            "sha256": {record.name: record.sha256 for record in manifest.files},
+        }
+        for name, (_, manifest) in artifacts.items()
+    }
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m vitedge.device", description="Tests and measures a bundle here.")
+    commands = parser.add_subparsers(required=True, metavar="selftest|run|bench")
+    for name, command, words in (
+        ("selftest", _selftest, "does everything do here what it did on the host?"),
+        ("run", _run, "classes, or features, of images"),
+        ("bench", _bench, "latency, and the speed-up over FP32 if the bundle holds it"),
+    ):
+        sub = commands.add_parser(name, help=words, description=words)
+        sub.set_defaults(command=command)
+        sub.add_argument("--bundle", type=Path, default=Path(__file__).resolve().parents[1], help="default: this one")
+        sub.add_argument("--artifact", help="one of the bundle's; default: all, for run the first that is installed")
+        sub.add_argument("--threads", type=int, help="of the runtime")
+        if name == "run":
+            sub.add_argument("images", nargs="+", type=Path)
+        else:
+            sub.add_argument("--json", action="store_true", help="one JSON document")
+        if name == "bench":
+            sub.add_argument("--seconds", type=float, default=8.0, help="for each artifact")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
