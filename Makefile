@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 SOURCES = pyproject.toml
 
-.PHONY: demo test bench lint clean
+.PHONY: demo test test-arm64 bench lint clean
 
 $(VENV)/.installed: $(SOURCES)
 	$(PYTHON) -m venv $(VENV)
@@ -16,6 +16,10 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed lint
 	$(BIN)/python -m pytest
+
+# A bundle's self-test on two emulated ARM64 CPUs; part of `make test` too. Needs Debian's apt and qemu-user-static.
+test-arm64: $(VENV)/.installed
+	$(BIN)/python -m pytest tests/commands/test_bundle_arm64.py
 
 # A real encoder and photographs of your own: make bench BENCH="--model DIR --images DIR --eval DIR"
 bench: $(VENV)/.installed

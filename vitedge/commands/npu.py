@@ -192,7 +192,7 @@ def _search(
     budget: Budget,
     console: Console,
 ) -> _Search:
-    """Searches by images whose own ranges are left out: with them, predictions flatter by 0.6 dB more on vit-s14-real."""
+    """Searches by images whose own ranges are left out: with them, predictions flatter by 0.6 dB more."""
     contract = checkpoint.preprocessing
     judged = spread(images.paths, min(POINT_IMAGES, len(images.paths) // 2))
     rest = replace(images, paths=tuple(path for path in images.paths if path not in judged))

@@ -1,0 +1,94 @@
+"""An ARM64 user-space for tests, under qemu: Debian's Python, and the runtimes' own wheels for aarch64.
+
+Nothing is installed on the host: apt downloads with an architecture and a state of its own, packages are unpacked into
+a folder, and `qemu-aarch64-static -L FOLDER` resolves libraries there. It takes about ten seconds, and is kept.
+
+Two things that fail otherwise: onnxruntime crashes on the host's x86 `/proc/cpuinfo`, so the folder has one of its own;
+and qemu's `-cpu max` computes garbage in SME, so the CPUs here are real ones.
+"""
+
+import importlib.metadata
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+_PACKAGES = ("python3.11-minimal", "libpython3.11-stdlib", "libstdc++6", "libgomp1", "zlib1g")
+_WHEELS = ("numpy", "onnxruntime", "openvino", "ai-edge-litert")
+_PLATFORMS = ("2_17", "2_27", "2_28", "2_34", "2_35")
+# Model: CPU part of /proc/cpuinfo, and its features that matter here; the first has no dot product of bytes.
+CPUS: Mapping[str, tuple[str, str]] = {
+    "cortex-a72": ("0xd08", "fp asimd evtstrm aes pmull sha1 sha2 crc32"),
+    "neoverse-n1": ("0xd0c", "fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp asimdrdm lrcpc asimddp"),
+}
+_CPUINFO = "processor\t: 0\nFeatures\t: {features}\nCPU implementer\t: 0x41\nCPU architecture: 8\nCPU part\t: {part}\n"
+
+needs_arm64 = pytest.mark.skipif(
+    os.environ.get("CI") is None and not (shutil.which("qemu-aarch64-static") and shutil.which("apt-get")),
+    reason="needs Debian's apt and qemu-user-static",
+)
+
+
+class Arm64:
+    """A user-space below a folder, made if it is not there."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        if not (folder / "ready").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            self._unpack_packages()
+            self._install_wheels()
+            (folder / "ready").touch()
+
+    def python(self, cpu: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+        """Runs Python on a CPU model, in a folder, with numpy and the runtimes."""
+        part, features = CPUS[cpu]
+        root = self._folder / "root"
+        (root / "proc").mkdir(exist_ok=True)
+        (root / "proc" / "cpuinfo").write_text(_CPUINFO.format(part=part, features=features))
+        environment = {
+            "PYTHONPATH": str(self._folder / "site"),
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "PATH": os.environ["PATH"],
+        }
+        command = ["qemu-aarch64-static", "-cpu", cpu, "-L", str(root), str(root / "usr" / "bin" / "python3.11")]
+        return subprocess.run(
+            [*command, *arguments], cwd=cwd, env=environment, capture_output=True, text=True, check=False, timeout=900
+        )
+
+    def _unpack_packages(self) -> None:
+        state, cache = self._folder / "apt" / "state", self._folder / "apt" / "cache"
+        for folder in (state / "lists" / "partial", cache / "archives" / "partial", self._folder / "root"):
+            folder.mkdir(parents=True)
+        (state / "status").touch()
+        settings = {
+            "APT::Architecture": "arm64",
+            "APT::Architectures": "arm64",
+            "APT::Sandbox::User": "root",
+            "Dir::State": state,
+            "Dir::State::status": state / "status",
+            "Dir::Cache": cache,
+        }
+        apt = ["apt-get", "-qq", *(f"-o{name}={value}" for name, value in settings.items())]
+        _run([*apt, "update"])
+        _run([*apt, "install", "--download-only", "--yes", "--no-install-recommends", *_PACKAGES])
+        for package in sorted((cache / "archives").glob("*.deb")):
+            _run(["dpkg-deb", "--extract", str(package), str(self._folder / "root")])
+
+    def _install_wheels(self) -> None:
+        """Of the versions that are installed here."""
+        wanted = [f"{name}=={importlib.metadata.version(name)}" for name in _WHEELS]
+        platforms = [part for version in _PLATFORMS for part in ("--platform", f"manylinux_{version}_aarch64")]
+        platforms += ["--platform", "manylinux2014_aarch64"]
+        target = ["--target", str(self._folder / "site"), "--python-version", "3.11", "--implementation", "cp"]
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--only-binary=:all:"]
+        _run([*pip, *target, *platforms, *wanted])
+
+
+def _run(command: list[str]) -> None:
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, f"{' '.join(command[:4])} …: {result.stdout[-2000:]}{result.stderr[-2000:]}"
