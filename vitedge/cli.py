@@ -217,6 +217,14 @@ def bench(
     model: Annotated[
         str | None, typer.Option(help="The checkpoint for --torch and --vendors, if it moved since the build.")
     ] = None,
+    device: Annotated[str, typer.Option(help="local, or ssh://user@host:port: tested and measured there.")] = "local",
+    device_python: Annotated[str, typer.Option(help="Python 3.11 or newer on the device.")] = "python3",
+    no_install: Annotated[
+        bool, typer.Option("--no-install", help="Use the packages that the device's Python has.")
+    ] = False,
+    ssh_config: Annotated[
+        Path | None, typer.Option(help="A configuration file for ssh in place of your own.", show_default=False)
+    ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -229,8 +237,20 @@ def bench(
     `vitedge bench out --threads 1,2`
 
     `vitedge bench out --cpus 0 --torch --vendors --images calib`
+
+    `vitedge bench out --device ssh://pi@board.local`
     """
     with errors():
+        if device != "local":
+            if torch or vendors or cpus is not None or batch != 1:
+                raise VitedgeError("--device: leave --torch, --vendors, --cpus and --batch out; they are for this host")
+            counts = _counts(threads)
+            if len(counts) != 1:
+                raise VitedgeError(f"--device: expected one number of threads, found {threads}")
+            _bench_on_device(
+                artifact, device, device_python, not no_install, ssh_config, counts[0], seconds, as_json, quiet
+            )
+            return
         from vitedge import tables
         from vitedge.commands.bench import RivalRequest
         from vitedge.commands.bench import bench as run_bench
@@ -310,6 +330,33 @@ app.add_typer(deploy)
 def main() -> None:
     """Entry point of the `vitedge` command."""
     app()
+
+
+def _bench_on_device(
+    artifact: Path,
+    device: str,
+    python: str,
+    install: bool,
+    config: Path | None,
+    threads: int,
+    seconds: float,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    from dataclasses import replace
+
+    from vitedge.benchmarks.ssh import parse_ssh
+    from vitedge.commands.device_bench import bench_on_device
+    from vitedge.runtimes.errors import GateFailedError
+
+    where = replace(parse_ssh(device), python=python, install=install, config=config)
+    result = bench_on_device(artifact, where, threads=threads, seconds=seconds, console=Console(quiet=quiet))
+    if as_json:
+        print_json(result.to_json())
+    else:
+        sys.stdout.writelines(f"{line}\n" for line in result.lines())
+    if not result.selftest["passed"]:
+        raise GateFailedError(f"{where.name}: the self-test failed there")
 
 
 def _gates(max_drop: str | None, min_cosine: float | None, min_sqnr_db: float | None) -> Any:

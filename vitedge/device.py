@@ -14,6 +14,7 @@ if sys.version_info < (3, 11):  # noqa: UP036 - a device may have any, and what 
 
 import argparse
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from vitedge.runtimes.manifest import Manifest, load_manifest
 from vitedge.runtimes.selftest import lines, passed, selftest
 
 Artifacts = Mapping[str, tuple[Path, Manifest]]
+_HERE = Path(__file__).resolve().parents[1]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -81,6 +83,8 @@ def _run(_: Bundle, artifacts: Artifacts, options: argparse.Namespace) -> int:
 
 
 def _bench(bundle: Bundle, artifacts: Artifacts, options: argparse.Namespace) -> int:
+    # Measuring processes find this package where it lies, which is in no site-packages.
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(_HERE), os.environ.get("PYTHONPATH"))))
     installed = _installed(artifacts)
     twins = {name: bundle.folder / path for name, path in bundle.twins.items()}
     report = measure_all(
@@ -149,7 +153,7 @@ def _parser() -> argparse.ArgumentParser:
     ):
         sub = commands.add_parser(name, help=words, description=words)
         sub.set_defaults(command=command)
-        sub.add_argument("--bundle", type=Path, default=Path(__file__).resolve().parents[1], help="default: this one")
+        sub.add_argument("--bundle", type=Path, default=_HERE, help="default: this one")
         sub.add_argument("--artifact", help="one of the bundle's; default: all, for run the first that is installed")
         sub.add_argument("--threads", type=int, help="of the runtime")
         if name == "run":

@@ -1,0 +1,261 @@
+"""Tests and measures a bundle on a device that OpenSSH reaches, and leaves the device as it was.
+
+    probe Python and free space ─► a private folder ─► the bundle ─► a virtual environment ─► selftest, bench ─► remove
+
+The `ssh` of this machine does the talking, with its own configuration and keys. It never asks: host keys must be known,
+and a key or an agent must open the door. On the device only Python is needed, and all steps are Python. Nothing is put
+into a shell unquoted: sshd hands the command line to the user's shell, so that each word is quoted for it.
+"""
+
+import json
+import re
+import shlex
+import subprocess
+import tarfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from vitedge.runtimes.errors import VitedgeError
+
+_MINIMUM_PYTHON = (3, 11)
+_CONNECTION_LOST = 255  # ssh's own exit code
+_NO_COMMAND = (126, 127)  # a shell's
+_SPACE_FACTOR, _ENVIRONMENT_BYTES = 1.5, 700 << 20  # unpacked while the archive arrives; numpy and three runtimes
+_PROBE = (
+    "import json, shutil, sys, tempfile; folder = tempfile.gettempdir();"
+    " print(json.dumps([list(sys.version_info[:2]), folder, shutil.disk_usage(folder).free]))"
+)
+_MAKE = "import tempfile; print(tempfile.mkdtemp(prefix='vitedge-'))"
+_UNPACK = "import sys, tarfile; tarfile.open(fileobj=sys.stdin.buffer, mode='r|').extractall(sys.argv[1])"
+_REMOVE = "import shutil, sys; shutil.rmtree(sys.argv[1])"
+_FOLDER = re.compile(r"(/[\w .+@=-]+)*/vitedge-\w+")
+
+
+class DeviceError(VitedgeError):
+    """A device cannot be reached, refuses, lacks something, or fails in a step."""
+
+
+@dataclass(frozen=True)
+class SshDevice:
+    """Where it is, and how to use it.
+
+    `python` is the interpreter there. Unless `install`, that one runs the bundle, with the packages that it has.
+    `config` is a file for `ssh -F` in place of the user's own.
+    """
+
+    host: str
+    user: str | None = None
+    port: int | None = None
+    python: str = "python3"
+    install: bool = True
+    config: Path | None = None
+
+    @property
+    def name(self) -> str:
+        user, port = self.user and f"{self.user}@", self.port and f":{self.port}"
+        return f"ssh://{user or ''}{self.host}{port or ''}"
+
+
+@dataclass(frozen=True)
+class DeviceResult:
+    """What a device said: documents of `python -m vitedge.device selftest --json` and `bench --json`; the latter is
+    None if the files did not arrive whole.
+    """
+
+    device: str
+    selftest: dict[str, Any]
+    bench: dict[str, Any] | None
+
+    def lines(self) -> Iterator[str]:
+        """As text: what was tested, and how fast each artifact is."""
+        machine = self.selftest["machine"]
+        yield f"{self.device}: {machine['cpu_model'] or machine['architecture']}, {machine['system']}"
+        for check in self.selftest["checks"]:
+            yield f"{check['status'].upper():4}  {check['step']} {check['artifact'] or ''}  {check['found']}"
+            if check["cause"]:
+                yield f"      likely cause: {check['cause']}"
+        for run in self.bench["runs"] if self.bench else ():
+            for name, pair in run["pairs"].items():
+                yield f"{name}: INT8 {pair['artifact']['latency_median_ms']:.2f} ms; {pair['verdict']}"
+                yield from (f"doubt: {name}: {flag}" for flag in pair["flags"])
+
+    def to_json(self) -> dict[str, Any]:
+        return {"format": "vitedge-device/1", "device": self.device, "selftest": self.selftest, "bench": self.bench}
+
+
+def parse_ssh(text: str) -> SshDevice:
+    """`ssh://user@host:port`; user and port may be left to ssh's configuration.
+
+    Raises:
+        DeviceError: It is not that.
+    """
+    expected = f"--device: expected local or ssh://user@host:port, found {text}"
+    try:
+        parts = urlsplit(text)
+        host, user, port = parts.hostname or "", parts.username, parts.port
+    except ValueError as error:
+        raise DeviceError(f"{expected} ({error})") from error
+    plain = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:%-]*")  # nothing that ssh could take for an option
+    if parts.scheme != "ssh" or parts.path not in ("", "/") or parts.query or parts.fragment or parts.password:
+        raise DeviceError(expected)
+    if not plain.fullmatch(host) or (user is not None and not plain.fullmatch(user)):
+        raise DeviceError(expected)
+    return SshDevice(host, user, port)
+
+
+def measure_over_ssh(device: SshDevice, bundle: Path, *, threads: int, seconds: float) -> DeviceResult:
+    """Pushes a bundle, tests and measures it there, and removes it, also after an error or an interrupt.
+
+    Args:
+        device: Where.
+        bundle: A bundle's folder.
+        threads: Of the runtimes.
+        seconds: For each artifact.
+
+    Raises:
+        DeviceError: The device is unreachable, its host key unknown or another one, it has no Python 3.11, too little
+            space, or a step failed there.
+    """
+    size_bytes = sum(path.stat().st_size for path in bundle.rglob("*") if path.is_file())
+    _probe(device, int(size_bytes * _SPACE_FACTOR) + (_ENVIRONMENT_BYTES if device.install else 0))
+    with _private_folder(device) as folder:
+        _push(device, bundle, folder)
+        python = _environment(device, folder) if device.install else device.python
+        options = ["--threads", str(threads), "--json"]
+        selftest = _ask(device, folder, [python, "-m", "vitedge.device", "selftest", *options], "the self-test")
+        bench = None
+        if all(check["step"] != "files" or check["status"] == "pass" for check in selftest["checks"]):
+            options += ["--seconds", str(seconds)]
+            bench = _ask(device, folder, [python, "-m", "vitedge.device", "bench", *options], "the benchmark")
+    return DeviceResult(device.name, selftest, bench)
+
+
+def _probe(device: SshDevice, needed_bytes: int) -> None:
+    result = _run(device, [device.python, "-c", _PROBE])
+    if result.returncode in _NO_COMMAND:
+        raise DeviceError(
+            f"{device.name}: found no {device.python} there; install Python 3.11 or newer, or name one with"
+            " --device-python"
+        )
+    version, folder, free_bytes = _reply(device, result, "Python")
+    if tuple(version) < _MINIMUM_PYTHON:
+        raise DeviceError(
+            f"{device.name}: expected Python 3.11 or newer, found {version[0]}.{version[1]}; name another with"
+            " --device-python"
+        )
+    if free_bytes < needed_bytes:
+        raise DeviceError(
+            f"{device.name}: expected {needed_bytes / 1e6:.0f} MB of free space in {folder}, found"
+            f" {free_bytes / 1e6:.0f} MB; make room there, bundle fewer artifacts, or pass --no-install"
+        )
+
+
+@contextmanager
+def _private_folder(device: SshDevice) -> Iterator[str]:
+    """A folder on the device that only its user can enter, removed at the end."""
+    result = _run(device, [device.python, "-c", _MAKE])
+    folder = result.stdout.strip()
+    if result.returncode or not _FOLDER.fullmatch(folder):
+        raise DeviceError(f"{device.name}: cannot make a folder there: {_last_line(result)}")
+    try:
+        yield folder
+    finally:
+        removed = _run(device, [device.python, "-c", _REMOVE, folder])
+        if removed.returncode:
+            raise DeviceError(f"{device.name}: {folder} could not be removed ({_last_line(removed)}); remove it there")
+
+
+def _push(device: SshDevice, bundle: Path, folder: str) -> None:
+    """As a tar stream, unpacked while it arrives."""
+    command = _command(device, [device.python, "-c", _UNPACK, folder])
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stderr is not None
+        try:
+            with tarfile.open(fileobj=process.stdin, mode="w|") as archive:
+                archive.add(bundle, ".")
+            process.stdin.close()
+        except BrokenPipeError:  # the other side says why
+            pass
+        said = process.stderr.read().decode(errors="replace")
+    if process.returncode:
+        raise DeviceError(f"{device.name}: the bundle did not arrive: {said.strip().splitlines()[-1:] or 'no reason'}")
+
+
+def _environment(device: SshDevice, folder: str) -> str:
+    """A virtual environment with what the bundle asks for; its Python."""
+    python = f"{folder}/venv/bin/python"
+    for what, words in (
+        ("a virtual environment", [device.python, "-m", "venv", f"{folder}/venv"]),
+        ("pip install", [python, "-m", "pip", "install", "--quiet", "--no-input", "-r", f"{folder}/requirements.txt"]),
+    ):
+        result = _run(device, ["env", f"TMPDIR={folder}", *words])
+        if result.returncode:
+            raise DeviceError(
+                f"{device.name}: {what} failed there: {_last_line(result)}; without a network, install the packages of"
+                " requirements.txt there and pass --no-install"
+            )
+    return python
+
+
+def _ask(device: SshDevice, folder: str, words: Sequence[str], what: str) -> dict[str, Any]:
+    """A command of the bundle's, in its folder; its document."""
+    # What runtimes leave in the temporary folder goes with this one.
+    result = _run(device, ["cd", folder], ["env", f"TMPDIR={folder}", *words])
+    found = _reply(device, result, what, allowed=(0, 1))
+    if not isinstance(found, dict):
+        raise DeviceError(f"{device.name}: {what} printed no document; see what it says when run there")
+    return found
+
+
+def _reply(
+    device: SshDevice, result: subprocess.CompletedProcess[str], what: str, allowed: Sequence[int] = (0,)
+) -> Any:
+    if result.returncode not in allowed:
+        raise DeviceError(f"{device.name}: {what} failed there: {_last_line(result)}")
+    try:
+        return json.loads(result.stdout)
+    except ValueError as error:
+        raise DeviceError(f"{device.name}: {what} failed there: {_last_line(result)}") from error
+
+
+def _run(device: SshDevice, *commands: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    """Runs words on the device, one command after the other as long as they succeed."""
+    result = subprocess.run(
+        _command(device, *commands), stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
+    if result.returncode == _CONNECTION_LOST:
+        raise DeviceError(f"{device.name}: {_why_not_connected(device, result.stderr)}")
+    return result
+
+
+def _command(device: SshDevice, *commands: Sequence[str]) -> list[str]:
+    options = ["-T", "-oBatchMode=yes", "-oStrictHostKeyChecking=yes", "-oConnectTimeout=10"]
+    options += ["-F", str(device.config)] if device.config else []
+    options += ["-l", device.user] if device.user else []
+    options += ["-p", str(device.port)] if device.port else []
+    return ["ssh", *options, "--", device.host, " && ".join(shlex.join(words) for words in commands)]
+
+
+def _why_not_connected(device: SshDevice, said: str) -> str:
+    where = f"-p {device.port} {device.host}" if device.port else device.host
+    if "REMOTE HOST IDENTIFICATION HAS CHANGED" in said:
+        return (
+            "its host key is not the one that is known: another machine answers, or it was set up anew. If you know"
+            f" that it was, ssh-keygen -R removes the old key, and ssh {where} shows the new one"
+        )
+    if "Host key verification failed" in said or "host key is known" in said:
+        return f"its host key is not known here; connect once by hand and compare it: ssh {where}"
+    if "Permission denied" in said:
+        return f"it lets nobody in without a key: make ssh {where} work without a password first (ssh-copy-id)"
+    reason = said.strip().splitlines()[-1] if said.strip() else "no reason given"
+    return f"cannot be reached ({reason}); check the address, and that ssh {where} works"
+
+
+def _last_line(result: subprocess.CompletedProcess[str]) -> str:
+    said = (result.stderr.strip() or result.stdout.strip()).splitlines()
+    return said[-1] if said else f"exit code {result.returncode}"
