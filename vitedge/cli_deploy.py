@@ -1,4 +1,4 @@
-"""The command line that carries artifacts to devices and into apps: bundle.
+"""The command line that carries artifacts to devices and into apps: bundle, compare.
 
 Each command is a thin face of a plain function in `commands/`, which it imports when it is called.
 """
@@ -39,3 +39,37 @@ def bundle(
         else:
             typer.echo(f"{result.out}: {', '.join(result.artifacts)}, {result.size_bytes / 1e6:.1f} MB")
             typer.echo("copy it to the device, and there, in it: python -m vitedge.device selftest")
+
+
+@deploy.command()
+def compare(
+    before: Annotated[
+        Path, typer.Argument(help="A result: report.json of a build, or what verify or bench --json says.")
+    ],
+    after: Annotated[Path, typer.Argument(help="Another, of a later release or of another device.")],
+    max_slowdown: Annotated[str, typer.Option(help="Largest slowdown, such as 5%.")] = "5%",
+    max_growth: Annotated[str, typer.Option(help="Largest growth of files, such as 5%.")] = "5%",
+    max_loss_db: Annotated[float, typer.Option(min=0, help="Largest loss of SQNR in dB.")] = 0.5,
+    as_json: Json = False,
+) -> None:
+    """What became slower, larger or less accurate between two results; exit code 1 if something did.
+
+    Example: `vitedge compare old/report.json new/report.json --max-slowdown 3%`
+    """
+    with errors():
+        from vitedge import tables
+        from vitedge.benchmarks.compare import Limits, compare, failures, read_result
+        from vitedge.quantization.gates import parse_fraction
+        from vitedge.runtimes.errors import GateFailedError
+
+        limits = Limits(parse_fraction(max_slowdown), parse_fraction(max_growth), max_loss_db)
+        one, other = read_result(before), read_result(after)
+        changes = compare(one, other, limits)
+        worse = failures(changes)
+        if as_json:
+            rows = [change.to_json() for change in changes]
+            print_json({"format": "vitedge-comparison/1", "changes": rows, "failures": list(worse)})
+        else:
+            tables.show(tables.comparison_table(one, other, changes))
+        if worse:
+            raise GateFailedError("\n".join(worse))

@@ -43,6 +43,27 @@ def build_table(result: Any) -> RenderableType:
     return Group(table, *lines)
 
 
+def comparison_table(before: Any, after: Any, changes: Any) -> RenderableType:
+    """What changed between two results, a row for each quantity of each artifact."""
+    table = Table(title=f"{before.path} → {after.path}", title_justify="left", header_style="bold")
+    for name in ("", "", "before", "after", "change", ""):
+        table.add_column(name, justify="right" if name else "left")
+    for change in changes:
+        shown = f"{change.change:+.2f} dB" if "dB" in change.quantity else f"{change.change:.3f}×"
+        table.add_row(
+            change.artifact,
+            change.quantity,
+            f"{change.before.value:.4g}",
+            f"{change.after.value:.4g}",
+            shown,
+            "no more than noise" if change.verdict == "noise" else change.verdict,
+        )
+    machines = [machine for machine in (before.machine, after.machine) if machine is not None]
+    if len(set(machines)) > 1:
+        return Group(table, f"of different machines: {machines[0]}, then {machines[1]}")
+    return table
+
+
 def accuracy_table(accuracy: Mapping[str, Any]) -> RenderableType:
     """Accuracy of artifacts against FP32, and verdicts in words below it."""
     table = Table(title="INT8 against PyTorch FP32", title_justify="left", header_style="bold")
