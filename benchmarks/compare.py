@@ -1,8 +1,8 @@
 """What became slower, larger or less accurate between two results: of two releases, or on two devices.
 
-A result is any document that vitedge prints or writes: `report.json` of a build, what `vitedge verify` and `vitedge bench`
-print with `--json`, with `--device` or without, and what `python -m vitedge.device bench --json` prints. Only what both
-hold is compared. A difference that lies within both intervals is called noise, whatever the limits.
+A result is any document that vitedge prints or writes: `report.json` of a build, what `vitedge verify` and `vitedge
+bench` print with `--json`, with `--device` or without, and what `python -m vitedge.device bench --json` prints. Only
+what both hold is compared. A difference that lies within both intervals is called noise, whatever the limits.
 """
 
 import json
