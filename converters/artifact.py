@@ -1,8 +1,8 @@
 """Writing artifacts: manifests, and folders that are replaced whole or not at all.
 
 A build writes into a hidden folder beside its destination and renames at the end, so that a build that fails, is
-interrupted or killed leaves what was there before. Only a folder that vitedge made (it holds `report.json` of our
-format) is ever replaced.
+interrupted or killed leaves what was there before. Only a folder that vitedge made (a build holds `report.json` of our
+format, other folders their own mark) is ever replaced.
 """
 
 import errno
@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import vitedge
 from vitedge.converters.checkpoint import Checkpoint
@@ -35,15 +35,26 @@ _TOOLS = ("torch", "transformers", "onnx", "onnxruntime", "openvino", "ai-edge-l
 _EXACT_WITH = ("avx512_vnni", "avx_vnni", "asimd")
 
 
+class Mark(NamedTuple):
+    """What shows that vitedge made a folder: a JSON file in it, its format, and what the folder is called."""
+
+    file: str
+    format: str
+    what: str
+
+
+BUILD = Mark(REPORT_FILE, REPORT_FORMAT, "vitedge build")
+
+
 @contextmanager
-def replacing_folder(out: Path) -> Iterator[Path]:
+def replacing_folder(out: Path, mark: Mark = BUILD) -> Iterator[Path]:
     """Yields a fresh folder that becomes `out` when the block ends without an exception, and vanishes otherwise.
 
     Raises:
-        OutputError: `out` exists and is not a vitedge build, or cannot be written (a full disk, no permission).
+        OutputError: `out` exists and has no such mark, or cannot be written (a full disk, no permission).
     """
     _recover(out)
-    check_replaceable(out)
+    check_replaceable(out, mark)
     old, new = (out.parent / f".{out.name}.{kind}-{os.getpid()}" for kind in ("old", "new"))
     try:
         new.mkdir(parents=True)
@@ -71,7 +82,7 @@ def replacing_folder(out: Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def check_replaceable(out: Path) -> None:
+def check_replaceable(out: Path, mark: Mark = BUILD) -> None:
     """Refuses a destination that holds something that vitedge did not build.
 
     Raises:
@@ -80,14 +91,13 @@ def check_replaceable(out: Path) -> None:
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     try:
-        report = json.loads((out / REPORT_FILE).read_text(encoding="utf-8"))
-        ours = isinstance(report, dict) and report.get("format") == REPORT_FORMAT
+        found = json.loads((out / mark.file).read_text(encoding="utf-8"))
+        ours = isinstance(found, dict) and found.get("format") == mark.format
     except (OSError, ValueError):
         ours = False
     if not ours:
         raise OutputError(
-            f"{out}: exists and is not a vitedge build (no {REPORT_FILE} of ours in it);"
-            " pass another --out, or remove it"
+            f"{out}: exists and is not a {mark.what} (no {mark.file} of ours in it); pass another --out, or remove it"
         )
 
 

@@ -1,4 +1,4 @@
-"""The command line that carries artifacts to devices and into apps: bundle, compare.
+"""The command line that carries artifacts to devices and into apps: bundle, embed, compare.
 
 Each command is a thin face of a plain function in `commands/`, which it imports when it is called.
 """
@@ -39,6 +39,29 @@ def bundle(
         else:
             typer.echo(f"{result.out}: {', '.join(result.artifacts)}, {result.size_bytes / 1e6:.1f} MB")
             typer.echo("copy it to the device, and there, in it: python -m vitedge.device selftest")
+
+
+@deploy.command()
+def embed(
+    artifact: Annotated[Path, typer.Argument(help="An artifact such as OUT/onnx.")],
+    platform: Annotated[str, typer.Option(help="web, cpp, android or ios.")],
+    out: Annotated[Path, typer.Option(help="A folder to make.")],
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Source code that runs an artifact in an app, with preprocessing, and a test against golden vectors.
+
+    Example: `vitedge embed out/onnx --platform cpp --out app`
+    """
+    with errors():
+        from vitedge.commands.embed import embed as run_embed
+
+        result = run_embed(artifact, platform, out, console=Console(quiet=quiet))
+        if as_json:
+            document = {"out": str(out), "platform": platform, "runtime": result.runtime, "files": list(result.files)}
+            print_json({"format": "vitedge-embedded/1", **document})
+        else:
+            typer.echo(f"{out}: {result.runtime} for {platform}; {out / 'README.md'} says how to go on")
 
 
 @deploy.command()

@@ -1,0 +1,162 @@
+"""Source code that runs an artifact in an app: what `vitedge embed` writes.
+
+A platform is a folder of files in `embed_files/`: `common/` for every runtime, and a folder for each runtime that it
+has. Files are copied as they are, so that they can be read, compiled and tested as they are; only those that end in
+`.in` are filled in from the manifest first (`$name`, as in `string.Template`), and lose that ending. So all that
+depends on the artifact is in one of them, the contract.
+
+    OUT/model/     the artifact: model and manifest.json, and labels.txt, a line each, if it has labels
+    OUT/golden/    golden vectors, with what this artifact gave on the host; index.txt lists them for simple readers
+"""
+
+import json
+import shutil
+import string
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import vitedge
+from vitedge.converters.artifact import Mark, replacing_folder
+from vitedge.converters.golden import write_with_artifacts
+from vitedge.runtimes.errors import ArtifactError
+from vitedge.runtimes.golden import ANY, GOLDEN_FILE, GOLDEN_FOLDER, Golden
+from vitedge.runtimes.manifest import Manifest, load_manifest, verify_files
+
+MARK = Mark("embed.json", "vitedge-embed/1", "folder that vitedge embed made")
+_FILES = Path(__file__).with_name("embed_files")
+_TEMPLATE = ".in"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """An artifact to embed: its folder and manifest, and the golden vectors of its build."""
+
+    folder: Path
+    manifest: Manifest
+    golden: Path
+
+
+def platforms() -> dict[str, tuple[str, ...]]:
+    """The runtimes that each platform has."""
+    return {
+        folder.name: tuple(sorted(path.name for path in folder.iterdir() if path.name != "common"))
+        for folder in sorted(_FILES.iterdir())
+    }
+
+
+def take(folder: Path, platform: str) -> Subject:
+    """Finds and checks what embedding an artifact needs.
+
+    Raises:
+        ArtifactError: No artifact there, one that the platform cannot run, a damaged file, or no golden vectors.
+    """
+    known = platforms()
+    if platform not in known:
+        raise ArtifactError(f"--platform: expected one of {', '.join(known)}, found {platform}")
+    manifest = load_manifest(folder)
+    if manifest.runtime not in known[platform]:
+        raise ArtifactError(
+            f"{folder}: {platform} takes artifacts of {' or '.join(known[platform])}, found {manifest.runtime}; pass"
+            f" OUT/{known[platform][0]} instead"
+        )
+    if {manifest.inputs[0].dtype} - {"float32", "uint8"}:
+        raise ArtifactError(
+            f"{folder}: expected an input of float32 or uint8, found {manifest.inputs[0].dtype}; build without"
+            " --integer-io"
+        )
+    verify_files(manifest, folder)
+    golden = folder.resolve().parent / GOLDEN_FOLDER
+    if not (golden / GOLDEN_FILE).is_file():
+        raise ArtifactError(f"{golden}: expected golden vectors there; build again to get them")
+    return Subject(folder, manifest, golden)
+
+
+def write(subject: Subject, platform: str, out: Path) -> tuple[str, ...]:
+    """Writes the folder, in place at once or not at all.
+
+    Returns:
+        The paths of its files.
+
+    Raises:
+        ArtifactError: Artifact and golden vectors do not belong together.
+        OutputError: `out` holds something else, or cannot be written.
+    """
+    with replacing_folder(out, MARK) as folder:
+        _copy_model(subject, folder / "model")
+        golden = write_with_artifacts(
+            subject.golden, {subject.manifest.runtime: subject.folder}, folder / GOLDEN_FOLDER
+        )
+        (folder / GOLDEN_FOLDER / "index.txt").write_text(_index(golden), encoding="utf-8")
+        filled = values(subject, golden)
+        for name, source in _sources(platform, subject.manifest.runtime):
+            destination = folder / name.removesuffix(_TEMPLATE)
+            destination.parent.mkdir(parents=True, exist_ok=True)
+            if name.endswith(_TEMPLATE):
+                template = string.Template(source.read_text(encoding="utf-8"))
+                destination.write_text(template.substitute(filled), encoding="utf-8")
+            else:
+                shutil.copyfile(source, destination)
+        document = {"format": MARK.format, "vitedge": vitedge.__version__, "platform": platform}
+        (folder / MARK.file).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        return tuple(sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()))
+
+
+def values(subject: Subject, golden: Golden) -> Mapping[str, Any]:
+    """What templates may name. Numbers are written so that every language reads them; names are those of our own
+    lowerings, letters and underscores; what else a checkpoint says, its labels above all, stays in data files.
+    """
+    manifest, contract = subject.manifest, subject.manifest.preprocessing
+    first = manifest.inputs[0]
+    bound = golden.tolerances[manifest.runtime][ANY]
+    shapes = {record.name: record.shape[1:] for record in manifest.outputs}
+    return {
+        "version": vitedge.__version__,
+        "runtime": manifest.runtime,
+        "precision": manifest.precision,
+        "target": manifest.target,
+        "minimum_runtime": manifest.minimum_runtime,
+        "model_file": next(file.name for file in manifest.files),
+        "model_sha256": next(file.sha256 for file in manifest.files),
+        "height": contract.height,
+        "width": contract.width,
+        "resample": contract.resample,
+        "rescale_factor": repr(contract.rescale_factor),
+        **{f"mean{index}": repr(value) for index, value in enumerate(contract.mean)},
+        **{f"std{index}": repr(value) for index, value in enumerate(contract.std)},
+        "input_name": first.name,
+        "input_dtype": first.dtype,
+        "input_layout": first.layout,
+        "output_names": ", ".join(f'"{name}"' for name in shapes),
+        "tokens": shapes["last_hidden_state"][0],
+        "hidden": shapes["last_hidden_state"][1],
+        "classes": len(manifest.labels),
+        "min_cosine": repr(bound.min_cosine),
+        "min_sqnr_db": repr(bound.min_sqnr_db),
+        "golden_images": len(golden.images),
+    }
+
+
+def _sources(platform: str, runtime: str) -> Iterator[tuple[str, Path]]:
+    """Files of a platform for a runtime, by the path that they get."""
+    for part in ("common", runtime):
+        folder = _FILES / platform / part
+        for path in sorted(folder.rglob("*")):
+            if path.is_file():
+                yield path.relative_to(folder).as_posix(), path
+
+
+def _copy_model(subject: Subject, folder: Path) -> None:
+    folder.mkdir()
+    for record in subject.manifest.files:
+        shutil.copyfile(subject.folder / record.name, folder / record.name)
+    subject.manifest.save(folder)
+    if subject.manifest.labels:
+        lines = (" ".join(label.split()) for label in subject.manifest.labels)
+        (folder / "labels.txt").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+def _index(golden: Golden) -> str:
+    """A line for each image: height, width, pixels, PNG."""
+    return "".join(f"{image.height} {image.width} {image.pixels} {image.file}\n" for image in golden.images)

@@ -1,0 +1,32 @@
+"""`vitedge embed`: source code, model and golden vectors for an app."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from vitedge.console import Console
+from vitedge.converters.embed import take, write
+
+
+@dataclass(frozen=True)
+class EmbedResult:
+    """Where the folder is, and its files."""
+
+    out: Path
+    platform: str
+    runtime: str
+    files: tuple[str, ...]
+
+
+def embed(artifact: Path, platform: str, out: Path, *, console: Console) -> EmbedResult:
+    """Writes the folder; errors as in `converters/embed.py`.
+
+    Args:
+        artifact: An artifact folder, such as OUT/onnx.
+        platform: web, cpp, android or ios.
+        out: Folder to make.
+        console: Shows progress.
+    """
+    subject = take(artifact, platform)
+    with console.step(f"Running {subject.manifest.runtime} for the golden vectors, and writing {platform}"):
+        files = write(subject, platform, out)
+    return EmbedResult(out, platform, subject.manifest.runtime, files)
