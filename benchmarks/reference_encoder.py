@@ -52,8 +52,8 @@ import torch
 from transformers import ViTConfig, ViTModel
 from transformers.utils import logging
 
-from vitedge.converters.artifact import replacing_folder
 from vitedge.converters.checkpoint import load_checkpoint
+from vitedge.converters.folders import replacing_folder
 from vitedge.quantization.encoder import FloatArray
 from vitedge.runtimes.errors import OutputError, VitedgeError
 from vitedge.runtimes.preprocess import PixelValues, Preprocessing

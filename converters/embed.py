@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import vitedge
-from vitedge.converters.artifact import Mark, replacing_folder
+from vitedge.converters.folders import Mark, replacing_folder
 from vitedge.converters.golden import write_with_artifacts
 from vitedge.runtimes.errors import ArtifactError
 from vitedge.runtimes.golden import ANY, GOLDEN_FILE, GOLDEN_FOLDER, Golden
@@ -61,10 +61,11 @@ def take(folder: Path, platform: str) -> Subject:
             f"{folder}: {platform} takes artifacts of {' or '.join(known[platform])}, found {manifest.runtime}; pass"
             f" OUT/{known[platform][0]} instead"
         )
-    if {manifest.inputs[0].dtype} - {"float32", "uint8"}:
+    first = manifest.inputs[0]
+    if first.dtype not in ("float32", "uint8") or first.shape[0] not in (1, "batch"):
         raise ArtifactError(
-            f"{folder}: expected an input of float32 or uint8, found {manifest.inputs[0].dtype}; build without"
-            " --integer-io"
+            f"{folder}: expected an input of float32 or uint8 for one image, found {first.dtype} {list(first.shape)};"
+            " build without --integer-io, and with --batch 1 or dynamic"
         )
     verify_files(manifest, folder)
     golden = folder.resolve().parent / GOLDEN_FOLDER
@@ -117,8 +118,9 @@ def values(subject: Subject, golden: Golden) -> Mapping[str, Any]:
         "precision": manifest.precision,
         "target": manifest.target,
         "minimum_runtime": manifest.minimum_runtime,
-        "model_file": next(file.name for file in manifest.files),
-        "model_sha256": next(file.sha256 for file in manifest.files),
+        "model_file": manifest.files[0].name,
+        "model_sha256": manifest.files[0].sha256,
+        "weights_sha256": manifest.files[-1].sha256,  # OpenVINO keeps them apart
         "height": contract.height,
         "width": contract.width,
         "resample": contract.resample,

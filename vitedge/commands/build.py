@@ -23,8 +23,8 @@ from vitedge.commands.npu import plan_for_npu, read_plan
 from vitedge.commands.request import NPU, BuildRequest
 from vitedge.commands.verify import judge
 from vitedge.console import Console
-from vitedge.converters.artifact import REPORT_FILE, REPORT_FORMAT, check_replaceable, replacing_folder
 from vitedge.converters.checkpoint import Checkpoint, load_checkpoint, random_checkpoint
+from vitedge.converters.folders import REPORT_FILE, REPORT_FORMAT, check_replaceable, replacing_folder
 from vitedge.converters.golden import write_reference
 from vitedge.converters.lower import export_error, lower
 from vitedge.quantization.accuracy import AccuracyReport

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from tests.tiny import random_pixels, save_checkpoint
-from vitedge.converters.artifact import REPORT_FILE, REPORT_FORMAT, check_replaceable, replacing_folder
 from vitedge.converters.checkpoint import load_checkpoint
+from vitedge.converters.folders import REPORT_FILE, REPORT_FORMAT, check_replaceable, replacing_folder
 from vitedge.converters.lower import RUNTIMES, export_error, lower
 from vitedge.quantization.plan import TARGETS
 from vitedge.quantization.quantize import Calibration, make_plan, observe
@@ -83,7 +83,7 @@ def test_writers_that_hide_the_disks_error_do_not_hide_it_from_the_user(
     def full(*_: object) -> OSError:
         return OSError(28, "No space left on device")
 
-    monkeypatch.setattr("vitedge.converters.artifact._refused_write", full)
+    monkeypatch.setattr("vitedge.converters.folders._refused_write", full)
     with pytest.raises(OutputError, match="No space left on device"), replacing_folder(tmp_path / "out"):
         raise RuntimeError("basic_ios::clear: iostream error")
 

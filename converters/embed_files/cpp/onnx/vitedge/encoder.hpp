@@ -1,0 +1,138 @@
+// The encoder over ONNX Runtime's C API, which is stable across its releases. Header-only, C++17.
+//
+//     vitedge::Encoder encoder("model", {/*threads=*/1});
+//     vitedge::Outputs outputs = encoder.encode({pixels, height, width});
+//
+// One encoder may be called from several threads at once.
+#pragma once
+
+#include <cstddef>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "onnxruntime_c_api.h"
+#include "vitedge/contract.hpp"
+#include "vitedge/files.hpp"
+#include "vitedge/preprocess.hpp"
+#include "vitedge/tensor.hpp"
+
+namespace vitedge {
+
+struct Options {
+  int threads = 0;  // 0 leaves it to the runtime
+};
+
+class Encoder {
+ public:
+  // `folder` holds the artifact, as vitedge wrote it.
+  // Throws std::runtime_error if the model is missing, changed, or too new for this ONNX Runtime.
+  explicit Encoder(const std::string& folder, Options options = {}) : api_(api()) {
+    const std::string path = folder + "/" + std::string(contract::kModelFile);
+    const std::vector<std::uint8_t> model = read_file(path);
+    check_sha256(path, model, contract::kModelSha256);
+    check(api_->CreateEnv(ORT_LOGGING_LEVEL_WARNING, "vitedge", out(env_)), path);
+    Handle<OrtSessionOptions> settings(nullptr, api_->ReleaseSessionOptions);
+    check(api_->CreateSessionOptions(out(settings)), path);
+    if (options.threads > 0) check(api_->SetIntraOpNumThreads(settings.get(), options.threads), path);
+    check(api_->CreateSessionFromArray(env_.get(), model.data(), model.size(), settings.get(), out(session_)), path);
+    check(api_->CreateCpuMemoryInfo(OrtArenaAllocator, OrtMemTypeDefault, out(memory_)), path);
+  }
+
+  // Preprocesses one image of any size, and runs the encoder. Throws as `preprocess` and `run` do.
+  Outputs encode(const Image& image) const { return run(preprocess(image)); }
+
+  // Runs the encoder on an input that is preprocessed, in the order of contract::kInputLayout.
+  // Throws std::invalid_argument if it has another size, std::runtime_error if the runtime fails.
+  Outputs run(const std::vector<contract::InputValue>& input) const {
+    using namespace contract;
+    const std::size_t expected = std::size_t{3} * kHeight * kWidth;
+    if (input.size() != expected) {
+      throw std::invalid_argument("input: expected " + std::to_string(expected) + " values, found " +
+                                  std::to_string(input.size()));
+    }
+    const bool planar = kInputLayout == "NCHW";
+    const std::int64_t shape[4] = {1, planar ? 3 : kHeight, planar ? kHeight : kWidth, planar ? kWidth : 3};
+    Handle<OrtValue> value(nullptr, api_->ReleaseValue);
+    check(api_->CreateTensorWithDataAsOrtValue(memory_.get(), const_cast<InputValue*>(input.data()),
+                                               input.size() * sizeof(InputValue), shape, 4,
+                                               kPixelsIn ? ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8
+                                                         : ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT,
+                                               out(value)),
+          "input");
+    constexpr std::size_t count = std::size(kOutputNames);
+    const char* input_names[1] = {kInputName.data()};
+    const char* output_names[count];
+    OrtValue* found[count] = {};
+    for (std::size_t index = 0; index < count; ++index) output_names[index] = kOutputNames[index].data();
+    const OrtValue* inputs[1] = {value.get()};
+    check(api_->Run(session_.get(), nullptr, input_names, inputs, 1, output_names, count, found), "inference");
+    std::vector<Handle<OrtValue>> owned;
+    for (OrtValue* tensor : found) owned.emplace_back(tensor, api_->ReleaseValue);
+    Outputs outputs;
+    for (std::size_t index = 0; index < count; ++index) outputs[output_names[index]] = copied(owned[index].get());
+    return outputs;
+  }
+
+ private:
+  template <typename T>
+  using Handle = std::unique_ptr<T, void (*)(T*)>;
+
+  // Hands a C function the place for what it makes, and owns that afterwards.
+  template <typename T>
+  class Out {
+   public:
+    explicit Out(Handle<T>& handle) : handle_(handle) {}
+    ~Out() { handle_.reset(made_); }
+    operator T**() { return &made_; }
+
+   private:
+    Handle<T>& handle_;
+    T* made_ = nullptr;
+  };
+
+  template <typename T>
+  static Out<T> out(Handle<T>& handle) {
+    return Out<T>(handle);
+  }
+
+  static const OrtApi* api() {
+    const OrtApi* found = OrtGetApiBase()->GetApi(ORT_API_VERSION);
+    if (found == nullptr) {
+      throw std::runtime_error(std::string("ONNX Runtime ") + OrtGetApiBase()->GetVersionString() +
+                               " is older than the header that this was compiled with; ship the library of the header");
+    }
+    return found;
+  }
+
+  void check(OrtStatus* status, const std::string& what) const {
+    if (status == nullptr) return;
+    const std::string message = api_->GetErrorMessage(status);
+    api_->ReleaseStatus(status);
+    throw std::runtime_error(what + ": " + message + " (ONNX Runtime " + OrtGetApiBase()->GetVersionString() + ")");
+  }
+
+  Tensor copied(OrtValue* value) const {
+    Handle<OrtTensorTypeAndShapeInfo> info(nullptr, api_->ReleaseTensorTypeAndShapeInfo);
+    check(api_->GetTensorTypeAndShape(value, out(info)), "output");
+    std::size_t rank = 0, size = 0;
+    check(api_->GetDimensionsCount(info.get(), &rank), "output");
+    check(api_->GetTensorShapeElementCount(info.get(), &size), "output");
+    Tensor tensor;
+    tensor.shape.resize(rank);
+    check(api_->GetDimensions(info.get(), tensor.shape.data(), rank), "output");
+    void* data = nullptr;
+    check(api_->GetTensorMutableData(value, &data), "output");
+    const float* values = static_cast<const float*>(data);
+    tensor.values.assign(values, values + size);
+    return tensor;
+  }
+
+  const OrtApi* api_;
+  Handle<OrtEnv> env_{nullptr, api_->ReleaseEnv};
+  Handle<OrtSession> session_{nullptr, api_->ReleaseSession};
+  Handle<OrtMemoryInfo> memory_{nullptr, api_->ReleaseMemoryInfo};
+};
+
+}  // namespace vitedge

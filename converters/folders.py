@@ -1,0 +1,114 @@
+"""Folders that are replaced whole or not at all.
+
+A build writes into a hidden folder beside its destination and renames at the end, so that a build that fails, is
+interrupted or killed leaves what was there before. Only a folder that vitedge made (a build holds `report.json` of our
+format, other folders their own mark) is ever replaced.
+"""
+
+import errno
+import glob
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from vitedge.runtimes.errors import OutputError, VitedgeError
+
+REPORT_FILE, REPORT_FORMAT = "report.json", "vitedge-report/1"
+_NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS)
+_PROBE_BYTES = 1 << 20
+
+
+class Mark(NamedTuple):
+    """What shows that vitedge made a folder: a JSON file in it, its format, and what the folder is called."""
+
+    file: str
+    format: str
+    what: str
+
+
+BUILD = Mark(REPORT_FILE, REPORT_FORMAT, "vitedge build")
+
+
+@contextmanager
+def replacing_folder(out: Path, mark: Mark = BUILD) -> Iterator[Path]:
+    """Yields a fresh folder that becomes `out` when the block ends without an exception, and vanishes otherwise.
+
+    Raises:
+        OutputError: `out` exists and has no such mark, or cannot be written (a full disk, no permission).
+    """
+    _recover(out)
+    check_replaceable(out, mark)
+    old, new = (out.parent / f".{out.name}.{kind}-{os.getpid()}" for kind in ("old", "new"))
+    try:
+        new.mkdir(parents=True)
+        yield new
+        _sync(new)
+        if out.exists():
+            out.rename(old)
+        try:
+            new.rename(out)
+        except BaseException:
+            if old.exists():
+                old.rename(out)
+            raise
+    except VitedgeError:
+        raise
+    except Exception as error:
+        refusal = error if isinstance(error, OSError) and error.errno in _NOT_WRITABLE else _refused_write(new)
+        if refusal is None:
+            raise
+        raise OutputError(
+            f"{out}: cannot be written ({refusal.strerror or refusal}); what was there before is unchanged"
+        ) from error
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def check_replaceable(out: Path, mark: Mark = BUILD) -> None:
+    """Refuses a destination that holds something that vitedge did not build.
+
+    Raises:
+        OutputError: It does.
+    """
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    try:
+        found = json.loads((out / mark.file).read_text(encoding="utf-8"))
+        ours = isinstance(found, dict) and found.get("format") == mark.format
+    except (OSError, ValueError):
+        ours = False
+    if not ours:
+        raise OutputError(
+            f"{out}: exists and is not a {mark.what} (no {mark.file} of ours in it); pass another --out, or remove it"
+        )
+
+
+def _recover(out: Path) -> None:
+    """Puts back what a build that was killed between its two renames had set aside."""
+    set_aside = sorted(out.parent.glob(f".{glob.escape(out.name)}.old-*"))
+    if set_aside and not out.exists():
+        set_aside[-1].rename(out)
+
+
+def _refused_write(folder: Path) -> OSError | None:
+    """Why the disk takes nothing more, if so: the toolchains' writers hide it (OpenVINO says "iostream error")."""
+    try:
+        with (folder / "probe").open("wb") as file:
+            file.write(bytes(_PROBE_BYTES))
+            os.fsync(file.fileno())
+    except OSError as error:
+        return error
+    return None
+
+
+def _sync(folder: Path) -> None:
+    """Flushes every file to the disk, so that a full disk is an error now and not an empty file later."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
