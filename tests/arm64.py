@@ -44,20 +44,26 @@ class Arm64:
             self._install_wheels()
             (folder / "ready").touch()
 
-    def python(self, cpu: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-        """Runs Python on a CPU model, in a folder, with numpy and the runtimes."""
+    @property
+    def site(self) -> Path:
+        """Where the runtimes' Python packages are."""
+        return self._folder / "site"
+
+    def emulator(self, cpu: str, **environment: str) -> tuple[str, ...]:
+        """Words before a program for aarch64; the environment is the program's only, not the emulator's."""
         part, features = CPUS[cpu]
         root = self._folder / "root"
         (root / "proc").mkdir(exist_ok=True)
         (root / "proc" / "cpuinfo").write_text(_CPUINFO.format(part=part, features=features))
-        environment = {
-            "PYTHONPATH": str(self._folder / "site"),
-            "PYTHONDONTWRITEBYTECODE": "1",
-            "PATH": os.environ["PATH"],
-        }
-        command = ["qemu-aarch64-static", "-cpu", cpu, "-L", str(root), str(root / "usr" / "bin" / "python3.11")]
+        settings = [word for name, value in environment.items() for word in ("-E", f"{name}={value}")]
+        return ("qemu-aarch64-static", "-cpu", cpu, "-L", str(root), *settings)
+
+    def python(self, cpu: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+        """Runs Python on a CPU model, in a folder, with numpy and the runtimes."""
+        environment = {"PYTHONPATH": str(self.site), "PYTHONDONTWRITEBYTECODE": "1", "PATH": os.environ["PATH"]}
+        command = [*self.emulator(cpu), str(self._folder / "root" / "usr" / "bin" / "python3.11"), *arguments]
         return subprocess.run(
-            [*command, *arguments], cwd=cwd, env=environment, capture_output=True, text=True, check=False, timeout=900
+            command, cwd=cwd, env=environment, capture_output=True, text=True, check=False, timeout=900
         )
 
     def _unpack_packages(self) -> None:
@@ -84,7 +90,7 @@ class Arm64:
         wanted = [f"{name}=={importlib.metadata.version(name)}" for name in _WHEELS]
         platforms = [part for version in _PLATFORMS for part in ("--platform", f"manylinux_{version}_aarch64")]
         platforms += ["--platform", "manylinux2014_aarch64"]
-        target = ["--target", str(self._folder / "site"), "--python-version", "3.11", "--implementation", "cp"]
+        target = ["--target", str(self.site), "--python-version", "3.11", "--implementation", "cp"]
         pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--only-binary=:all:"]
         _run([*pip, *target, *platforms, *wanted])
 

@@ -1,0 +1,81 @@
+"""`vitedge embed` of any platform: what it writes, and what it refuses."""
+
+import hashlib
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.commands.conftest import Site, contents, names
+from vitedge.converters.embed import platforms
+from vitedge.runtimes.golden import load_golden
+from vitedge.runtimes.manifest import load_manifest
+
+PAIRS = [(platform, runtime) for platform, runtimes in platforms().items() for runtime in runtimes]
+
+
+@pytest.mark.parametrize(("platform", "runtime"), PAIRS)
+def test_folder_is_whole(platform: str, runtime: str, site: Site, built: Path, tmp_path: Path) -> None:
+    out = tmp_path / "app"
+    result = site.vitedge("embed", built / runtime, "--platform", platform, "--out", out, "--json")
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout)
+    found = contents(out)
+    assert (document["format"], document["runtime"], document["files"]) == (
+        "vitedge-embedded/1",
+        runtime,
+        sorted(found),
+    )
+    assert load_manifest(out / "model") == load_manifest(built / runtime)
+    assert runtime in load_golden(out / "golden").outputs
+    texts = {name: data.decode() for name, data in found.items() if not name.startswith(("golden/", "model/"))}
+    assert not [name for name in texts if name.endswith(".in")]
+    (model, *_) = load_manifest(built / runtime).files
+    assert sum(model.sha256 in text for text in texts.values()) == 1, "the artifact is known to the contract alone"
+    assert hashlib.sha256(found[f"model/{model.name}"]).hexdigest() == model.sha256
+    assert "README.md" in texts
+
+
+def test_again_replaces_what_embed_made_and_nothing_else(site: Site, built: Path, tmp_path: Path) -> None:
+    out = tmp_path / "app"
+    for _ in range(2):
+        assert site.vitedge("embed", built / "onnx", "--platform", "cpp", "--out", out).exit_code == 0
+    assert names(tmp_path) == {"app"}
+    other = tmp_path / "mine"
+    other.mkdir()
+    (other / "main.cpp").write_text("int main() {}")
+    result = site.vitedge("embed", built / "onnx", "--platform", "cpp", "--out", other)
+    assert result.exit_code == 2
+    assert "exists and is not a folder that vitedge embed made" in result.stderr
+    assert names(other) == {"main.cpp"}
+
+
+def test_refusals(site: Site, built: Path, tmp_path: Path) -> None:
+    def refused(artifact: Path, platform: str) -> str:
+        result = site.vitedge("embed", artifact, "--platform", platform, "--out", tmp_path / "app")
+        assert result.exit_code == 2
+        assert not (tmp_path / "app").exists()
+        return result.stderr
+
+    assert "--platform: expected one of" in refused(built / "onnx", "palm")
+    assert "cpp takes artifacts of onnx or openvino, found tflite" in refused(built / "tflite", "cpp")
+    assert "expected an artifact folder" in refused(built, "cpp")
+    alone = tmp_path / "alone" / "onnx"
+    shutil.copytree(built / "onnx", alone)
+    assert "expected golden vectors there" in refused(alone, "cpp")
+    (alone / "model.onnx").write_bytes(b"something else")
+    assert "expected" in refused(alone, "cpp")
+
+
+def test_batches_and_integer_inputs_are_refused(site: Site, built: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "onnx"
+    shutil.copytree(built / "onnx", folder)
+    manifest = load_manifest(folder)
+    first = manifest.inputs[0]
+    for changed in (replace(first, shape=(4, *first.shape[1:])), replace(first, dtype="int8")):
+        replace(manifest, inputs=(changed,)).save(folder)
+        result = site.vitedge("embed", folder, "--platform", "cpp", "--out", tmp_path / "app")
+        assert result.exit_code == 2
+        assert "expected an input of float32 or uint8 for one image" in result.stderr
