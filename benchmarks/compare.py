@@ -1,8 +1,10 @@
 """What became slower, larger or less accurate between two results: of two releases, or on two devices.
 
 A result is any document that vitedge prints or writes: `report.json` of a build, what `vitedge verify` and `vitedge
-bench` print with `--json`, with `--device` or without, and what `python -m vitedge.device bench --json` prints. Only
-what both hold is compared. A difference that lies within both intervals is called noise, whatever the limits.
+bench` print with `--json`, with `--device` or without, and what `python -m vitedge.device bench --json` prints. Both
+must be of one checkpoint, as far as they say, and latencies are compared for equal threads and batch sizes. What the
+first result measured and the second did not is a failure: a model that no longer runs is not as good as before. A
+difference that lies within both intervals is called noise, whatever the limits.
 """
 
 import json
@@ -24,11 +26,12 @@ class ComparisonError(VitedgeError):
 
 @dataclass(frozen=True)
 class Limits:
-    """How much worse is still good: shares of time and of bytes, and decibels of SQNR."""
+    """How much worse is still good: shares of time and of bytes, decibels of SQNR, mean cosine of class tokens."""
 
     slowdown: float = 0.05
     growth: float = 0.05
     loss_db: float = 0.5
+    loss_cosine: float = 0.001
 
 
 @dataclass(frozen=True)
@@ -41,16 +44,20 @@ class Value:
 
 @dataclass(frozen=True)
 class Result:
-    """One document: what it says of each artifact, by name and quantity, and where it was measured."""
+    """One document: what it says of each artifact, by name and quantity, and where it was measured.
+
+    `source_digest` is that of the checkpoint, None where the document does not say.
+    """
 
     path: Path
     machine: str | None
     artifacts: Mapping[str, Mapping[str, Value]]
+    source_digest: str | None = None
 
 
 @dataclass(frozen=True)
 class Change:
-    """One quantity of one artifact before and after; `change` is a quotient, or a difference of decibels."""
+    """One quantity of one artifact before and after; `change` is a quotient, or a difference where more is better."""
 
     artifact: str
     quantity: str
@@ -63,14 +70,16 @@ class Change:
         return asdict(self)
 
 
-# Quantity: whether more of it is better, and the limit that it has.
+# Quantity: whether more of it is better, and the limit that it has; differences count for the former, else quotients.
 _QUANTITIES: Mapping[str, tuple[bool, str]] = {
     "latency ms": (False, "slowdown"),
     "load ms": (False, "slowdown"),
     "peak bytes": (False, "growth"),
     "file bytes": (False, "growth"),
     "SQNR dB": (True, "loss_db"),
+    "CLS cosine mean": (True, "loss_cosine"),
     "SQNR dB of golden images": (True, "loss_db"),
+    "self-test": (True, ""),  # 1 if it passed; no limit lets it fail
 }
 # A single load, or a peak, has no interval; they are told, and fail nothing.
 _TOLD = ("load ms", "peak bytes")
@@ -87,12 +96,14 @@ def read_result(path: Path) -> Result:
         document = json.loads(path.read_text(encoding="utf-8")) if size_bytes <= _MAX_BYTES else None
     except (OSError, ValueError, RecursionError) as error:
         raise ComparisonError(f"{path}: expected a JSON file of vitedge's ({error})") from error
+    if size_bytes > _MAX_BYTES:
+        raise ComparisonError(f"{path}: expected at most {_MAX_BYTES} bytes, found {size_bytes}; no result is so long")
     try:
         return _parse(path, document)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise ComparisonError(
-            f"{path}: not a readable result ({type(error).__name__}: {error}); expected what a build wrote to"
-            " report.json, or what verify --json and bench --json print"
+            f"{path}: not a readable result ({type(error).__name__}: {error}); expected what a build of this version"
+            " wrote to report.json, or what its verify --json and bench --json print"
         ) from error
 
 
@@ -100,8 +111,13 @@ def compare(before: Result, after: Result, limits: Limits) -> tuple[Change, ...]
     """The changes of what both results hold.
 
     Raises:
-        ComparisonError: They have no artifact, or no quantity, in common.
+        ComparisonError: They are of different checkpoints, or have no artifact, or no quantity, in common.
     """
+    if None not in (before.source_digest, after.source_digest) and before.source_digest != after.source_digest:
+        raise ComparisonError(
+            f"{before.path} and {after.path} are of different checkpoints ({str(before.source_digest)[:12]}… and"
+            f" {str(after.source_digest)[:12]}…); compare results of one"
+        )
     changes = tuple(_changes(before, after, limits))
     if not changes:
         raise ComparisonError(
@@ -111,25 +127,35 @@ def compare(before: Result, after: Result, limits: Limits) -> tuple[Change, ...]
     return changes
 
 
+def missing(before: Result, after: Result) -> tuple[str, ...]:
+    """Artifacts of the first result that the second says nothing of."""
+    return tuple(name for name in before.artifacts if name not in after.artifacts)
+
+
 def failures(changes: tuple[Change, ...]) -> tuple[str, ...]:
     """What became worse than its limit, in words."""
     return tuple(
-        f"{change.artifact}: {change.quantity} {change.before.value:.4g} → {change.after.value:.4g}"
+        f"{change.artifact}: {change.quantity} {change.before.value:.5g} → {change.after.value:.5g}"
         for change in changes
-        if change.verdict == "worse" and change.quantity not in _TOLD
+        if change.verdict == "worse" and _kind(change.quantity) not in _TOLD
     )
 
 
 def _changes(before: Result, after: Result, limits: Limits) -> Iterator[Change]:
     for artifact, values in before.artifacts.items():
-        for quantity, (more_is_better, limit) in _QUANTITIES.items():
-            one, other = values.get(quantity), after.artifacts.get(artifact, {}).get(quantity)
-            if one is not None and other is not None:
-                difference = "dB" in quantity
-                change = other.value - one.value if difference else other.value / one.value
+        for quantity, one in values.items():
+            more_is_better, limit = _QUANTITIES[_kind(quantity)]
+            other = after.artifacts.get(artifact, {}).get(quantity)
+            if other is not None:
+                change = other.value - one.value if more_is_better else other.value / one.value
                 worsening = -change if more_is_better else change - 1
-                verdict = _verdict(one, other, worsening, getattr(limits, limit))
+                verdict = _verdict(one, other, worsening, getattr(limits, limit, 0.0))
                 yield Change(artifact, quantity, one, other, change, verdict)
+
+
+def _kind(quantity: str) -> str:
+    """Without threads and batch size."""
+    return quantity.partition(",")[0]
 
 
 def _verdict(before: Value, after: Value, worsening: float, limit: float) -> Verdict:
@@ -145,40 +171,54 @@ def _verdict(before: Value, after: Value, worsening: float, limit: float) -> Ver
 def _parse(path: Path, document: Any) -> Result:
     form = document["format"]
     artifacts: dict[str, dict[str, Value]] = {}
-    machine = None
+    digest = document.get("source_digest")
     if form == "vitedge-device/1":
-        _numbers_of_selftest(document["selftest"], artifacts)
-        machine = _machine(document["selftest"]["machine"])
-        runs = document["bench"]["runs"] if document["bench"] else []
+        selftest, bench = document["selftest"], document["bench"]
+        digest = selftest.get("source_digest") if selftest else bench["source_digest"]
+        _numbers_of_selftest(selftest, artifacts)
+        machine = _machine(selftest["machine"]) if selftest else None
+        runs = bench["runs"] if bench else []
     elif form == "vitedge-benches/2":
-        runs = document["runs"]
+        machine, runs = None, document["runs"]
     elif form in ("vitedge-report/1", "vitedge-verify/1"):
+        if form == "vitedge-report/1":
+            digest = document["source"]["digest"]
         for name, report in (document["accuracy"] or {}).items():
             last = report["outputs"]["last_hidden_state"]
-            artifacts[name] = {"SQNR dB": _value(last["sqnr_db"], last["sqnr_db_interval"])}
-        runs = [document["bench"]] if document.get("bench") else []
+            artifacts[name] = {
+                "SQNR dB": _value(last["sqnr_db"], last["sqnr_db_interval"]),
+                "CLS cosine mean": _value(last["cosine_mean"], last["cosine_mean_interval"]),
+            }
+        machine, runs = None, [document["bench"]] if document.get("bench") else []
     else:
         raise ValueError(f"format {form}")
     for run in runs:
         machine = _machine(run["machine"])
-        several = f", {run['threads']} threads" if len(runs) > 1 else ""
         for name, pair in run["pairs"].items():
-            artifacts.setdefault(name + several, {}).update(_numbers_of_bench(pair["artifact"]))
-    return Result(path, machine, artifacts)
+            artifacts.setdefault(name, {}).update(_numbers_of_bench(pair["artifact"], run["threads"], run["batch"]))
+    return Result(path, machine, artifacts, None if digest is None else str(digest))
 
 
-def _numbers_of_bench(found: Mapping[str, Any]) -> dict[str, Value]:
-    numbers = {"latency ms": _value(found["latency_median_ms"], found["latency_interval_ms"])}
-    for quantity, key in (("load ms", "load_ms"), ("peak bytes", "peak_bytes"), ("file bytes", "size_bytes")):
+def _numbers_of_bench(found: Mapping[str, Any], threads: int, batch: int) -> dict[str, Value]:
+    how = "" if (threads, batch) == (1, 1) else f", {threads} threads, batch {batch}"
+    numbers = {f"latency ms{how}": _value(found["latency_median_ms"], found["latency_interval_ms"])}
+    for quantity, key in (
+        (f"load ms{how}", "load_ms"),
+        (f"peak bytes{how}", "peak_bytes"),
+        ("file bytes", "size_bytes"),
+    ):
         if found[key] is not None:
             numbers[quantity] = _value(found[key])
     return numbers
 
 
-def _numbers_of_selftest(document: Mapping[str, Any], artifacts: dict[str, dict[str, Value]]) -> None:
-    for check in document["checks"]:
-        if "sqnr_db" in check["numbers"]:
-            artifacts[check["artifact"]] = {"SQNR dB of golden images": _value(check["numbers"]["sqnr_db"])}
+def _numbers_of_selftest(document: Mapping[str, Any] | None, artifacts: dict[str, dict[str, Value]]) -> None:
+    for check in document["checks"] if document else ():
+        if check["step"] == "inference" and check["status"] != "skip":
+            numbers = {"self-test": Value(float(check["status"] == "pass"))}
+            if "sqnr_db" in check["numbers"]:
+                numbers["SQNR dB of golden images"] = Value(float(check["numbers"]["sqnr_db"]))
+            artifacts[check["artifact"]] = numbers
 
 
 def _machine(machine: Mapping[str, Any]) -> str:
@@ -186,7 +226,9 @@ def _machine(machine: Mapping[str, Any]) -> str:
 
 
 def _value(value: Any, interval: Any = None) -> Value:
-    found = Value(float(value), None if interval is None else (float(interval[0]), float(interval[1])))
-    if not math.isfinite(found.value) or found.value == 0:
-        raise ValueError(f"expected a number, found {value}")
+    ends = None if interval is None else (float(interval[0]), float(interval[1]))
+    found = Value(float(value), ends)
+    # What is compared by quotients must be positive; SQNR and cosine of an artifact worth comparing are, too.
+    if not all(math.isfinite(number) and number > 0 for number in (found.value, *(ends or ()))):
+        raise ValueError(f"expected positive numbers, found {value} within {interval}")
     return found

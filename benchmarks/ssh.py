@@ -4,10 +4,12 @@
 
 The `ssh` of this machine does the talking, with its own configuration and keys. It never asks: host keys must be known,
 and a key or an agent must open the door. On the device only Python is needed, and all steps are Python. Nothing is put
-into a shell unquoted: sshd hands the command line to the user's shell, so that each word is quoted for it.
+into a shell unquoted: sshd hands the command line to the user's shell, so that each word is quoted for it. What runs
+there ends with the connection: it is watched by a process that ends it when its standard input does.
 """
 
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -17,7 +19,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from vitedge.runtimes.errors import VitedgeError
 
@@ -31,8 +32,25 @@ _PROBE = (
 )
 _MAKE = "import tempfile; print(tempfile.mkdtemp(prefix='vitedge-'))"
 _UNPACK = "import sys, tarfile; tarfile.open(fileobj=sys.stdin.buffer, mode='r|').extractall(sys.argv[1])"
-_REMOVE = "import shutil, sys; shutil.rmtree(sys.argv[1])"
+# Another process may still be ending, and writing.
+_REMOVE = (
+    "import shutil, sys, time\nfor last in (False, False, True):\n"
+    " try: shutil.rmtree(sys.argv[1]); break\n"
+    " except OSError:\n  if last: raise\n  time.sleep(1)"
+)
+_GUARD = (
+    "import os, signal, subprocess, sys, threading\n"
+    "child = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL, start_new_session=True)\n"
+    "def watch():\n os.read(0, 1)\n os.killpg(child.pid, signal.SIGKILL)\n"
+    "threading.Thread(target=watch, daemon=True).start()\n"
+    "code = child.wait(); sys.stdout.flush(); os._exit(code if code >= 0 else 128 - code)"
+)
 _FOLDER = re.compile(r"(/[\w .+@=-]+)*/vitedge-\w+")
+# Nothing that ssh could take for an option; names of hosts keep their case, as aliases of its configuration have one.
+_URL = re.compile(
+    r"ssh://((?P<user>[A-Za-z0-9_][\w.-]*)@)?(?P<host>[A-Za-z0-9_][\w.-]*|\[[0-9A-Fa-f:.]+\])(:(?P<port>\d{1,5}))?/?",
+    re.ASCII,
+)
 
 
 class DeviceError(VitedgeError):
@@ -93,18 +111,10 @@ def parse_ssh(text: str) -> SshDevice:
     Raises:
         DeviceError: It is not that.
     """
-    expected = f"--device: expected local or ssh://user@host:port, found {text}"
-    try:
-        parts = urlsplit(text)
-        host, user, port = parts.hostname or "", parts.username, parts.port
-    except ValueError as error:
-        raise DeviceError(f"{expected} ({error})") from error
-    plain = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:%-]*")  # nothing that ssh could take for an option
-    if parts.scheme != "ssh" or parts.path not in ("", "/") or parts.query or parts.fragment or parts.password:
-        raise DeviceError(expected)
-    if not plain.fullmatch(host) or (user is not None and not plain.fullmatch(user)):
-        raise DeviceError(expected)
-    return SshDevice(host, user, port)
+    found = _URL.fullmatch(text)
+    if found is None or int(found["port"] or 22) > 65535:
+        raise DeviceError(f"--device: expected local or ssh://user@host:port, found {text}")
+    return SshDevice(found["host"].strip("[]"), found["user"], int(found["port"]) if found["port"] else None)
 
 
 def measure_over_ssh(device: SshDevice, bundle: Path, *, threads: int, seconds: float) -> DeviceResult:
@@ -164,7 +174,10 @@ def _private_folder(device: SshDevice) -> Iterator[str]:
     try:
         yield folder
     finally:
-        removed = _run(device, [device.python, "-c", _REMOVE, folder])
+        try:
+            removed = _run(device, [device.python, "-c", _REMOVE, folder])
+        except DeviceError as error:
+            raise DeviceError(f"{error}; {folder} is left there: remove it when the device is back") from error
         if removed.returncode:
             raise DeviceError(f"{device.name}: {folder} could not be removed ({_last_line(removed)}); remove it there")
 
@@ -193,7 +206,9 @@ def _environment(device: SshDevice, folder: str) -> str:
         ("a virtual environment", [device.python, "-m", "venv", f"{folder}/venv"]),
         ("pip install", [python, "-m", "pip", "install", "--quiet", "--no-input", "-r", f"{folder}/requirements.txt"]),
     ):
-        result = _run(device, ["env", f"TMPDIR={folder}", *words])
+        # pip leaves nothing in the user's cache.
+        quiet = ("PIP_NO_CACHE_DIR=1", "PIP_DISABLE_PIP_VERSION_CHECK=1")
+        result = _run(device, _guarded(device, ["env", f"TMPDIR={folder}", *quiet, *words]))
         if result.returncode:
             raise DeviceError(
                 f"{device.name}: {what} failed there: {_last_line(result)}; without a network, install the packages of"
@@ -205,7 +220,7 @@ def _environment(device: SshDevice, folder: str) -> str:
 def _ask(device: SshDevice, folder: str, words: Sequence[str], what: str) -> dict[str, Any]:
     """A command of the bundle's, in its folder; its document."""
     # What runtimes leave in the temporary folder goes with this one.
-    result = _run(device, ["cd", folder], ["env", f"TMPDIR={folder}", *words])
+    result = _run(device, ["cd", folder], _guarded(device, ["env", f"TMPDIR={folder}", *words]))
     found = _reply(device, result, what, allowed=(0, 1))
     if not isinstance(found, dict):
         raise DeviceError(f"{device.name}: {what} printed no document; see what it says when run there")
@@ -225,16 +240,26 @@ def _reply(
 
 def _run(device: SshDevice, *commands: Sequence[str]) -> subprocess.CompletedProcess[str]:
     """Runs words on the device, one command after the other as long as they succeed."""
-    result = subprocess.run(
-        _command(device, *commands), stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
-    )
+    read, write = os.pipe()  # standard input that ends when this does: see _GUARD
+    try:
+        result = subprocess.run(_command(device, *commands), stdin=read, capture_output=True, text=True, check=False)
+    finally:
+        os.close(read)
+        os.close(write)
     if result.returncode == _CONNECTION_LOST:
         raise DeviceError(f"{device.name}: {_why_not_connected(device, result.stderr)}")
     return result
 
 
+def _guarded(device: SshDevice, words: Sequence[str]) -> list[str]:
+    """Words that end with the connection."""
+    return [device.python, "-c", _GUARD, *words]
+
+
 def _command(device: SshDevice, *commands: Sequence[str]) -> list[str]:
     options = ["-T", "-oBatchMode=yes", "-oStrictHostKeyChecking=yes", "-oConnectTimeout=10"]
+    options += ["-oServerAliveInterval=15", "-oServerAliveCountMax=4"]  # a device that is gone is noticed in a minute
+    options += ["-a", "-x", "-oClearAllForwardings=yes"]  # nothing of this host is lent to the device
     options += ["-F", str(device.config)] if device.config else []
     options += ["-l", device.user] if device.user else []
     options += ["-p", str(device.port)] if device.port else []

@@ -153,6 +153,12 @@ def artifact_folders(path: Path) -> dict[str, Path]:
     return folders
 
 
+def source_digest(path: Path) -> str:
+    """The digest of the checkpoint that the artifacts at a path are of; errors as in `artifact_folders`."""
+    folder = next(iter(artifact_folders(path).values()))
+    return text(load_manifest(folder).source["digest"])
+
+
 def verify_files(manifest: Manifest, folder: Path) -> None:
     """Checks size and SHA-256 of every file.
 

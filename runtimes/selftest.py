@@ -55,23 +55,18 @@ def selftest(
     golden: Golden,
     artifacts: Mapping[str, tuple[Path, Manifest]],
     *,
-    damages: Mapping[str, str],
     isa_flags: Collection[str],
     threads: int | None = None,
 ) -> tuple[Check, ...]:
-    """Judges every step.
+    """Judges every step but the files, which `judge_files` does before anything is read from them.
 
     Args:
         golden: Golden vectors with outputs and tolerances of the artifacts.
         artifacts: Folder and manifest by the name that the golden vectors know them by.
-        damages: What is wrong with files, by path (`Bundle.damages`).
         isa_flags: Instruction sets of this CPU, in Linux's spelling.
         threads: Of the runtimes; None leaves it to them.
     """
-    files = _files(damages)
-    if files.status == "fail":
-        return (files,)  # nothing that is read from them would say anything about the device
-    checks = [files, _decoding(golden)]
+    checks = [_decoding(golden)]
     for name, (folder, manifest) in artifacts.items():
         checks.append(_preprocessing(golden, name, manifest))
         checks.append(_inference(golden, name, folder, manifest, isa_flags, threads))
@@ -84,7 +79,12 @@ def passed(checks: Collection[Check]) -> bool:
     return ran and all(check.status != "fail" for check in checks)
 
 
-def _files(damages: Mapping[str, str]) -> Check:
+def judge_files(damages: Mapping[str, str]) -> Check:
+    """The step `files`; where it fails, what is read from them says nothing about the device.
+
+    Args:
+        damages: What is wrong with files, by path (`Bundle.damages`).
+    """
     if not damages:
         return Check("files", None, "pass", "every file is the one that was made")
     named = "; ".join(f"{name}: {what}" for name, what in list(damages.items())[:3])

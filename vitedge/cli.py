@@ -3,6 +3,7 @@
 Each command is a thin face of a plain function; results go to stdout, progress to stderr.
 """
 
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -191,7 +192,10 @@ def verify(
         result = run_verify(artifact, evaluation, model=model, gates=gates, console=Console(quiet=quiet))
         if as_json:
             accuracy = {name: report.to_json() for name, report in result.accuracy.items()}
-            print_json({"format": "vitedge-verify/1", "accuracy": accuracy, "gate_failures": list(result.failures)})
+            from vitedge.runtimes.manifest import source_digest
+
+            head = {"format": "vitedge-verify/1", "source_digest": source_digest(artifact)}
+            print_json({**head, "accuracy": accuracy, "gate_failures": list(result.failures)})
         else:
             tables.show(tables.accuracy_table(result.accuracy))
         if result.failures:
@@ -265,7 +269,10 @@ def bench(
             rivals=RivalRequest(torch=torch, vendors=vendors, images=images, model=model),
         )
         if as_json:
-            print_json({"format": "vitedge-benches/2", "runs": [report.to_json() for report in reports]})
+            from vitedge.runtimes.manifest import source_digest
+
+            head = {"format": "vitedge-benches/2", "source_digest": source_digest(artifact)}
+            print_json({**head, "runs": [report.to_json() for report in reports]})
         else:
             tables.show(*(tables.bench_table(report) for report in reports))
 
@@ -329,6 +336,11 @@ app.add_typer(deploy)
 
 def main() -> None:
     """Entry point of the `vitedge` command."""
+    # Ended from outside, it cleans up as after Ctrl-C: here and on devices. What nohup ignores stays ignored.
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)  # Windows has no SIGHUP
+        if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, signal.default_int_handler)
     app()
 
 

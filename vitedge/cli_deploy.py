@@ -73,6 +73,9 @@ def compare(
     max_slowdown: Annotated[str, typer.Option(help="Largest slowdown, such as 5%.")] = "5%",
     max_growth: Annotated[str, typer.Option(help="Largest growth of files, such as 5%.")] = "5%",
     max_loss_db: Annotated[float, typer.Option(min=0, help="Largest loss of SQNR in dB.")] = 0.5,
+    max_loss_cosine: Annotated[
+        float, typer.Option(min=0, help="Largest loss of the mean cosine of class tokens.")
+    ] = 0.001,
     as_json: Json = False,
 ) -> None:
     """What became slower, larger or less accurate between two results; exit code 1 if something did.
@@ -81,14 +84,15 @@ def compare(
     """
     with errors():
         from vitedge import tables
-        from vitedge.benchmarks.compare import Limits, compare, failures, read_result
+        from vitedge.benchmarks.compare import Limits, compare, failures, missing, read_result
         from vitedge.quantization.gates import parse_fraction
         from vitedge.runtimes.errors import GateFailedError
 
-        limits = Limits(parse_fraction(max_slowdown), parse_fraction(max_growth), max_loss_db)
+        limits = Limits(parse_fraction(max_slowdown), parse_fraction(max_growth), max_loss_db, max_loss_cosine)
         one, other = read_result(before), read_result(after)
         changes = compare(one, other, limits)
-        worse = failures(changes)
+        absent = missing(one, other)
+        worse = failures(changes) + tuple(f"{name}: in {before}, not in {after}" for name in absent)
         if as_json:
             rows = [change.to_json() for change in changes]
             print_json({"format": "vitedge-comparison/1", "changes": rows, "failures": list(worse)})

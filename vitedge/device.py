@@ -29,7 +29,7 @@ from vitedge.runtimes.errors import ArtifactError, RuntimeMissingError, VitedgeE
 from vitedge.runtimes.golden import GOLDEN_FOLDER, read_golden
 from vitedge.runtimes.load import load_encoder
 from vitedge.runtimes.manifest import Manifest, load_manifest
-from vitedge.runtimes.selftest import lines, passed, selftest
+from vitedge.runtimes.selftest import Check, judge_files, lines, passed, selftest
 
 Artifacts = Mapping[str, tuple[Path, Manifest]]
 _HERE = Path(__file__).resolve().parents[1]
@@ -40,21 +40,26 @@ def main(argv: list[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     try:
         bundle = load_bundle(options.bundle)
-        return int(options.command(bundle, _artifacts(bundle, options.artifact), options))
+        return int(options.command(bundle, options))
     except VitedgeError as error:
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code
 
 
-def _selftest(bundle: Bundle, artifacts: Artifacts, options: argparse.Namespace) -> int:
+def _selftest(bundle: Bundle, options: argparse.Namespace) -> int:
     machine = describe_machine()
-    golden = read_golden(bundle.folder / GOLDEN_FOLDER)
-    checks = selftest(golden, artifacts, damages=bundle.damages(), isa_flags=machine.isa_flags, threads=options.threads)
+    checks: tuple[Check, ...] = (judge_files(bundle.damages()),)
+    artifacts: Artifacts = {}
+    if checks[0].status == "pass":
+        artifacts = _artifacts(bundle, options.artifact)
+        golden = read_golden(bundle.folder / GOLDEN_FOLDER)
+        checks += selftest(golden, artifacts, isa_flags=machine.isa_flags, threads=options.threads)
     if options.json:
         document = {
             "format": "vitedge-selftest/1",
             "passed": passed(checks),
             "machine": machine.to_json(),
+            "source_digest": _source_digest(artifacts),
             "artifacts": _identities(artifacts),
             "checks": [check.to_json() for check in checks],
         }
@@ -66,8 +71,8 @@ def _selftest(bundle: Bundle, artifacts: Artifacts, options: argparse.Namespace)
     return 0 if passed(checks) else 1
 
 
-def _run(_: Bundle, artifacts: Artifacts, options: argparse.Namespace) -> int:
-    folder, manifest = next(iter(_installed(artifacts).values()))
+def _run(bundle: Bundle, options: argparse.Namespace) -> int:
+    folder, manifest = next(iter(_installed(_artifacts(bundle, options.artifact)).values()))
     outputs = load_encoder(folder, threads=options.threads).encode(options.images)
     for index, image in enumerate(options.images):
         if "logits" in outputs and manifest.labels:
@@ -82,10 +87,10 @@ def _run(_: Bundle, artifacts: Artifacts, options: argparse.Namespace) -> int:
     return 0
 
 
-def _bench(bundle: Bundle, artifacts: Artifacts, options: argparse.Namespace) -> int:
+def _bench(bundle: Bundle, options: argparse.Namespace) -> int:
     # Measuring processes find this package where it lies, which is in no site-packages.
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(_HERE), os.environ.get("PYTHONPATH"))))
-    installed = _installed(artifacts)
+    installed = _installed(_artifacts(bundle, options.artifact))
     twins = {name: bundle.folder / path for name, path in bundle.twins.items()}
     report = measure_all(
         {name: (folder, twins.get(name)) for name, (folder, _) in installed.items()},
@@ -95,6 +100,7 @@ def _bench(bundle: Bundle, artifacts: Artifacts, options: argparse.Namespace) ->
     if options.json:
         document = {
             "format": "vitedge-benches/2",
+            "source_digest": _source_digest(installed),
             "artifacts": _identities(installed),
             "runs": [report.to_json()],
         }
@@ -141,6 +147,11 @@ def _identities(artifacts: Artifacts) -> Mapping[str, Any]:
         }
         for name, (_, manifest) in artifacts.items()
     }
+
+
+def _source_digest(artifacts: Artifacts) -> str | None:
+    """Of the checkpoint; a bundle is of one. None if nothing could be read."""
+    return next((str(manifest.source["digest"]) for _, manifest in artifacts.values()), None)
 
 
 def _parser() -> argparse.ArgumentParser:

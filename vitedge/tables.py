@@ -49,12 +49,13 @@ def comparison_table(before: Any, after: Any, changes: Any) -> RenderableType:
     for name in ("", "", "before", "after", "change", ""):
         table.add_column(name, justify="right" if name else "left")
     for change in changes:
-        shown = f"{change.change:+.2f} dB" if "dB" in change.quantity else f"{change.change:.3f}×"
+        factor = "ms" in change.quantity or "bytes" in change.quantity
+        shown = f"{change.change:.3f}×" if factor else f"{change.change:+.4g}{' dB' * ('dB' in change.quantity)}"
         table.add_row(
             change.artifact,
             change.quantity,
-            f"{change.before.value:.4g}",
-            f"{change.after.value:.4g}",
+            f"{change.before.value:.5g}",
+            f"{change.after.value:.5g}",
             shown,
             "no more than noise" if change.verdict == "noise" else change.verdict,
         )

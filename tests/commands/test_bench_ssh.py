@@ -1,5 +1,6 @@
 """`vitedge bench --device ssh://…` against a real sshd on loopback: what it measures, refuses and leaves behind."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -201,18 +202,46 @@ def test_artifact_changed_in_transit(
     assert server.left() == []
 
 
-def test_interrupt_leaves_nothing(built: Path, server: Host, here: tuple[str, ...]) -> None:
+def processes_in(folder: Path) -> list[str]:
+    """Command lines of processes that work in or below a folder."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if str((process / "cwd").readlink()).startswith(str(folder)):
+                found.append((process / "cmdline").read_text())
+    return found
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_interrupt_leaves_nothing(sent: signal.Signals, built: Path, server: Host, here: tuple[str, ...]) -> None:
     command = [sys.executable, "-m", "vitedge", "bench", str(built), "--device", server.url, "--ssh-config"]
     command += [str(server.config), *here, "--seconds", "60"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         for _ in range(1200):
-            if any((server.temporary / name / "bundle.json").exists() for name in server.left()):
+            if processes_in(server.temporary):
                 break
             time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(sent)
         _, said = process.communicate(timeout=120)
     assert process.returncode == 130, said
     assert server.left() == []
+    assert processes_in(server.temporary) == []
+
+
+def test_a_lost_connection_says_what_is_left(built: Path, site: Site, server: Host, tmp_path: Path) -> None:
+    """The device kills the connection in the middle, and is then unreachable."""
+    python = tmp_path / "python"
+    calls = tmp_path / "calls"
+    script = f"#!/bin/sh\necho x >> {calls}\n[ $(wc -l < {calls}) -gt 3 ] && kill -9 $PPID $(ps -o ppid= $PPID)\n"
+    python.write_text(f'{script}exec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    bundle = tmp_path / "bundle"
+    assert site.vitedge("bundle", built / "onnx", "--out", bundle).exit_code == 0
+    device = SshDevice("127.0.0.1", None, server.port, str(python), install=False, config=server.config)
+    with pytest.raises(DeviceError, match=r"vitedge-\w+ is left there: remove it when the device is back"):
+        measure_over_ssh(device, bundle, threads=1, seconds=0.1)
+    (left,) = server.left()
+    shutil.rmtree(server.temporary / left)
 
 
 @pytest.mark.parametrize(
@@ -228,7 +257,8 @@ def test_what_is_no_device(text: str) -> None:
 def test_what_is_one() -> None:
     found = parse_ssh("ssh://pi@board.local:2222")
     assert (found.user, found.host, found.port, found.name) == ("pi", "board.local", 2222, "ssh://pi@board.local:2222")
-    assert parse_ssh("ssh://board") == SshDevice("board")
+    assert parse_ssh("ssh://Board") == SshDevice("Board")  # an alias of ssh's configuration has a case
+    assert parse_ssh("ssh://[fe80::1]:22/") == SshDevice("fe80::1", None, 22)
 
 
 def test_words_for_the_device_are_quoted(site: Site, built: Path, server: Host, tmp_path: Path) -> None:

@@ -159,6 +159,39 @@ def test_a_changed_byte_and_a_truncated_file_are_found_before_anything_runs(copy
     assert found["cause"].startswith("truncated or changed in transit")
 
 
+@pytest.mark.parametrize("name", ["artifacts/onnx/manifest.json", "golden/golden.json"])
+@pytest.mark.parametrize("content", [b"", b"{", b"[]"])
+def test_damaged_documents_fail_the_files_check(copy: Path, name: str, content: bytes) -> None:
+    (copy / name).write_bytes(content)
+    code, checks = checks_of(copy)
+    assert code == 1
+    assert list(checks) == [("files", None)]
+    assert f"{name}: expected" in checks["files", None]["found"]
+
+
+def test_nan_and_a_model_that_does_not_load_fail_inference(
+    bundled: Path, built: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    golden, manifest = read_golden(bundled / GOLDEN_FOLDER), load_manifest(built / "onnx")
+
+    class Broken:
+        def __call__(self, pixel_values: Any) -> Any:
+            return {"last_hidden_state": np.full((8, 17, 48), np.nan, np.float32)}
+
+    monkeypatch.setattr("vitedge.runtimes.selftest.load_encoder", lambda *_, **__: Broken())
+    found = selftest(golden, {"onnx": (built / "onnx", manifest)}, isa_flags={"asimd"})[-1]
+    assert (found.status, found.found) == ("fail", "last_hidden_state: NaN or infinity")
+    assert "overflows in a lower precision" in str(found.cause)
+
+    def refuses(*_: Any, **__: Any) -> None:
+        raise ArtifactError("opset 99 is not supported")
+
+    monkeypatch.setattr("vitedge.runtimes.selftest.load_encoder", refuses)
+    found = selftest(golden, {"onnx": (built / "onnx", manifest)}, isa_flags={"asimd"})[-1]
+    assert (found.status, found.found) == ("fail", "opset 99 is not supported")
+    assert found.cause == "the runtime of this device does not load the model"
+
+
 def test_another_mean_fails_preprocessing_and_not_inference(copy: Path) -> None:
     path = copy / "artifacts" / "onnx" / "manifest.json"
     document = json.loads(path.read_text())
@@ -216,7 +249,7 @@ def test_saturation_is_named_where_the_certificate_and_the_cpu_say_so(bundled: P
 
     def inference(saturation: Saturation, flags: set[str]) -> Check:
         artifacts = {"onnx": (built / "onnx", replace(manifest, saturation=saturation))}
-        return selftest(golden, artifacts, damages={}, isa_flags=flags)[-1]
+        return selftest(golden, artifacts, isa_flags=flags)[-1]
 
     assert "saturation: this CPU adds pairs" in str(inference(unsafe, {"sse4_1", "avx2"}).cause)
     assert "layers.0.mlp.fc1" in str(inference(unsafe, {"sse4_1", "avx2"}).cause)

@@ -45,6 +45,16 @@ def less_accurate(document: Any) -> None:
     last["sqnr_db_interval"] = [value - 10 for value in last["sqnr_db_interval"]]
 
 
+def less_similar(document: Any) -> None:
+    last = document["accuracy"]["onnx"]["outputs"]["last_hidden_state"]
+    last["cosine_mean"] -= 0.01
+    last["cosine_mean_interval"] = [value - 0.01 for value in last["cosine_mean_interval"]]
+
+
+def gone(document: Any) -> None:
+    del document["accuracy"]["openvino"], document["bench"]["pairs"]["openvino"]
+
+
 def larger(document: Any) -> None:
     document["bench"]["pairs"]["openvino"]["artifact"]["size_bytes"] *= 3
 
@@ -60,7 +70,7 @@ def test_the_same_result_is_the_same(site: Site, report: Path) -> None:
     assert {change["verdict"] for change in changes} == {"same"}
     assert {change["artifact"] for change in changes} == {"onnx", "openvino", "tflite"}
     assert {change["quantity"] for change in changes} == {
-        "latency ms", "load ms", "peak bytes", "file bytes", "SQNR dB"
+        "latency ms", "load ms", "peak bytes", "file bytes", "SQNR dB", "CLS cosine mean"
     }  # fmt: skip
 
 
@@ -70,6 +80,8 @@ def test_the_same_result_is_the_same(site: Site, report: Path) -> None:
         (slower, 1, "onnx: latency ms"),
         (slower_within_noise, 0, "no more than noise"),
         (less_accurate, 1, "tflite: SQNR dB"),
+        (less_similar, 1, "onnx: CLS cosine mean"),
+        (gone, 1, "openvino: in "),
         (larger, 1, "openvino: file bytes"),
         (heavier, 0, "worse"),  # one peak has no interval: told, and no failure
     ],
@@ -89,6 +101,39 @@ def test_limits_are_the_users(site: Site, report: Path, tmp_path: Path) -> None:
     assert site.vitedge("compare", report, after, "--max-slowdown", "often").exit_code == 2
 
 
+def test_other_checkpoints_are_not_compared(site: Site, report: Path, tmp_path: Path) -> None:
+    def another(document: Any) -> None:
+        document["source"]["digest"] = "0" * 64
+
+    result = site.vitedge("compare", report, changed(report, tmp_path, another))
+    assert result.exit_code == 2
+    assert "of different checkpoints" in result.stderr
+
+
+def test_latencies_are_compared_for_equal_threads(site: Site, report: Path, tmp_path: Path) -> None:
+    def two(document: Any) -> None:
+        document["bench"]["threads"] = 2
+        slower(document)
+
+    result = site.vitedge("compare", report, changed(report, tmp_path, two), "--json")
+    assert result.exit_code == 0
+    assert not [change for change in json.loads(result.stdout)["changes"] if "latency" in change["quantity"]]
+
+
+def test_a_self_test_that_fails_now_is_a_failure(site: Site, tmp_path: Path) -> None:
+    def device(status: str) -> Path:
+        checks = [{"step": "inference", "artifact": "onnx", "status": status, "numbers": {}}]
+        selftest = {"machine": {"cpu_model": "A76"}, "checks": checks, "source_digest": "0"}
+        path = tmp_path / f"{status}.json"
+        path.write_text(json.dumps({"format": "vitedge-device/1", "device": "d", "selftest": selftest, "bench": None}))
+        return path
+
+    assert site.vitedge("compare", device("fail"), device("pass")).exit_code == 0
+    result = site.vitedge("compare", device("pass"), device("fail"))
+    assert result.exit_code == 1
+    assert "onnx: self-test 1 → 0" in result.stderr
+
+
 def test_other_machines_and_kinds_of_results(site: Site, built: Path, report: Path, tmp_path: Path) -> None:
     def elsewhere(document: Any) -> None:
         document["bench"]["machine"]["cpu_model"] = "Cortex-A76"
@@ -101,7 +146,7 @@ def test_other_machines_and_kinds_of_results(site: Site, built: Path, report: Pa
     verified = tmp_path / "verify.json"
     verified.write_text(site.vitedge("verify", built / "onnx", "--eval", site.evaluation, "--json").stdout)
     result = site.vitedge("compare", verified, report, "--json")
-    assert [change["quantity"] for change in json.loads(result.stdout)["changes"]] == ["SQNR dB"]
+    assert [change["quantity"] for change in json.loads(result.stdout)["changes"]] == ["SQNR dB", "CLS cosine mean"]
 
 
 @pytest.mark.parametrize(
@@ -110,16 +155,32 @@ def test_other_machines_and_kinds_of_results(site: Site, built: Path, report: Pa
         ("{", "expected a JSON file of vitedge's"),
         ("[]", "not a readable result"),
         ('{"format": "vitedge-report/9"}', "format vitedge-report/9"),
-        ('{"format": "vitedge-report/1", "accuracy": {"onnx": {}}}', "KeyError: 'outputs'"),
-        ('{"format": "vitedge-report/1", "accuracy": null}', "have nothing in common: onnx, openvino, tflite there"),
+        ('{"format": "vitedge-report/1", "source": {"digest": "0"}, "accuracy": {"onnx": {}}}', "KeyError: 'outputs'"),
+        (
+            '{"format": "vitedge-report/1", "source": {"digest": "SAME"}, "accuracy": null}',
+            "have nothing in common: onnx, openvino, tflite there",
+        ),
     ],
 )
 def test_bad_results(site: Site, report: Path, tmp_path: Path, text: str, message: str) -> None:
-    (tmp_path / "bad.json").write_text(text)
+    digest = json.loads(report.read_text())["source"]["digest"]
+    (tmp_path / "bad.json").write_text(text.replace("SAME", digest))
     result = site.vitedge("compare", report, tmp_path / "bad.json")
     assert result.exit_code == 2
     assert message in result.stderr
     assert site.vitedge("compare", report, tmp_path / "none.json").exit_code == 2
+
+
+@pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf")])
+def test_impossible_latencies_are_refused(site: Site, report: Path, tmp_path: Path, value: float) -> None:
+    for key, wrong in (("latency_median_ms", value), ("latency_interval_ms", [value, 1])):
+
+        def impossible(document: Any, key: str = key, wrong: Any = wrong) -> None:
+            document["bench"]["pairs"]["onnx"]["artifact"][key] = wrong
+
+        result = site.vitedge("compare", report, changed(report, tmp_path, impossible))
+        assert result.exit_code == 2
+        assert "expected positive numbers" in result.stderr
 
 
 @given(st.floats(0.1, 1e4), st.floats(0.1, 10), st.floats(0.001, 0.3))
