@@ -76,6 +76,23 @@ class AccuracyReport:
         del document["per_image"]
         return document
 
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any], per_image: PerImage) -> "AccuracyReport":
+        """What `to_json` wrote, with what it left out; whatever is wrong with it is a KeyError or a TypeError."""
+        patches, retrieval, same = (document[key] for key in ("patch_tokens", "retrieval", "same_top_class"))
+        words = ("index_compatible", "verdict")
+        return cls(
+            images=document["images"],
+            outputs={name: OutputAccuracy(**found) for name, found in document["outputs"].items()},
+            patch_tokens=patches and OutputAccuracy(**patches),
+            retrieval=retrieval
+            and Retrieval(**{key: value if key in words else Estimate(**value) for key, value in retrieval.items()}),
+            same_top_class=same and Estimate(**same),
+            drops=tuple(Drop(**drop) for drop in document["drops"]),
+            notes=tuple(document["notes"]),
+            per_image=per_image,
+        )
+
     def drop(self, metric: str) -> Drop | None:
         return next((drop for drop in self.drops if drop.metric == metric), None)
 

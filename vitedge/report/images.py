@@ -104,9 +104,9 @@ def _parse(folder: Path, document: Mapping[str, Any]) -> JudgedImages:
 
 def _per_image(entry: Mapping[str, Any], images: int) -> PerImage:
     def neighbor(found: Mapping[str, Any]) -> Neighbor:
-        return Neighbor(range(images)[found["image"]], float(found["cosine"]))  # an IndexError if there is none such
+        return Neighbor(range(images).index(found["image"]), _cosine(found["cosine"]))  # ValueError: none such
 
-    cosines = tuple(map(float, entry["cosines"]))
+    cosines = tuple(map(_cosine, entry["cosines"]))
     if len(cosines) != images:
         raise ValueError(f"expected a cosine for each of {images} images, found {len(cosines)}")
     worst = tuple(
@@ -115,3 +115,9 @@ def _per_image(entry: Mapping[str, Any], images: int) -> PerImage:
         for found in [neighbor(item)]
     )
     return PerImage(cosines, worst)
+
+
+def _cosine(value: Any) -> float:
+    if not -1 <= float(value) <= 1:  # NaN neither
+        raise ValueError(f"expected a cosine, found {value}")
+    return float(value)
