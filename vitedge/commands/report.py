@@ -6,11 +6,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from vitedge.commands.request import NPU
 from vitedge.converters.folders import REPORT_FILE, REPORT_FORMAT
-from vitedge.quantization.integer_plan import FORMAT as NPU_PLAN_FORMAT
-from vitedge.quantization.plan import FORMAT as PLAN_FORMAT
-from vitedge.quantization.plan import Recipe
-from vitedge.quantization.saved_plan import PLAN_FILE
+from vitedge.quantization.plan import load_decisions
 from vitedge.report.content import Documents, page
 from vitedge.report.devices import read_device
 from vitedge.report.documents import ReportError, read_document
@@ -37,6 +35,7 @@ def report(build: Path, out: Path, devices: Sequence[Path] = ()) -> int:
     Raises:
         ReportError: Not a build, a damaged document, or a device's of something else.
         ArtifactError: A manifest is missing or damaged.
+        PlanError: The plan is.
         OutputError: The file cannot be written, or is no .html file.
     """
     if out.suffix.lower() not in _SUFFIXES:
@@ -49,7 +48,7 @@ def report(build: Path, out: Path, devices: Sequence[Path] = ()) -> int:
 def _page(build: Path, devices: Sequence[Path]) -> str:
     def parse(document: Mapping[str, Any]) -> str:
         manifests = {name: load_manifest(folder) for name, folder in artifact_folders(build).items()}
-        recipes = read_document(build / PLAN_FILE, (PLAN_FORMAT, NPU_PLAN_FORMAT), _ADVICE, _recipes)
+        recipes = {} if document["target"] == NPU else load_decisions(build).recipes
         kept = build / IMAGES_FOLDER
         images = read_images(kept) if kept.is_dir() else None  # builds without evaluation images keep none
         said = [read_device(path, document["source"]["digest"], manifests) for path in devices]
@@ -58,13 +57,6 @@ def _page(build: Path, devices: Sequence[Path]) -> str:
     if not build.is_dir():
         raise ReportError(f"{build}: no such folder; {_ADVICE}")
     return read_document(build / REPORT_FILE, (REPORT_FORMAT,), _ADVICE, parse)
-
-
-def _recipes(document: Mapping[str, Any]) -> Mapping[str, Recipe]:
-    """By runtime; a plan of target npu has none."""
-    if document["format"] == NPU_PLAN_FORMAT:
-        return {}
-    return {str(runtime): Recipe(**recipe) for runtime, recipe in document["recipes"].items()}
 
 
 def _write(out: Path, data: bytes) -> None:

@@ -17,7 +17,7 @@ from vitedge.quantization.per_image import PerImage
 
 _BINS = 60
 _MOST_NINES = 8.0  # as many decimals as cosines are kept with
-_RADIUS = 15.0  # of the largest file
+_RADIUS = 13.0  # of the largest file
 _LINE = 15  # pixels between the baselines of two labels
 
 
@@ -142,7 +142,7 @@ def trade_off(pairs: Mapping[str, Any], outputs: Mapping[str, Any]) -> TradeOff:
         pairs: By runtime, as in a benchmark's document.
         outputs: Of `last_hidden_state` (`OutputAccuracy`), by runtime.
     """
-    band, bottom = 22.0 * len(pairs) + 8, 330.0
+    band, bottom = 2 * _RADIUS * len(pairs) + 8, 350.0
     found = {runtime: [pair[side] for side in ("artifact", "fp32") if pair[side]] for runtime, pair in pairs.items()}
     results = [result for both in found.values() for result in both]
     largest = max(float(result["size_bytes"]) for result in results)
@@ -153,7 +153,7 @@ def trade_off(pairs: Mapping[str, Any], outputs: Mapping[str, Any]) -> TradeOff:
     for row, (runtime, both) in enumerate(found.items()):
         for result in both:
             exact = result["precision"] == "fp32"
-            at = 16 + 22.0 * row if exact else y(outputs[runtime].sqnr_db)
+            at = _RADIUS * (2 * row + 1) + 2 if exact else y(outputs[runtime].sqnr_db)
             latency, size = float(result["latency_median_ms"]), float(result["size_bytes"])
             low, high = result["latency_interval_ms"]
             accuracy = "exact" if exact else f"{outputs[runtime].sqnr_db:.1f} dB"
@@ -235,9 +235,7 @@ def _nines(cosine: float) -> float:
 
 def _axis(values: Iterable[float], begin: float, end: float) -> Axis:
     """An axis between round numbers that holds all values, with a tick at each."""
-    found = list(values)
-    if not all(map(math.isfinite, found)):
-        raise ValueError(f"expected numbers to draw, found {found}")
+    found = [_finite(value) for value in values]
     marks = MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]).tick_values(min(found), max(found)).tolist()
     low, high = marks[0], marks[-1]
     ticks = tuple(Tick(_position(mark, low, high, begin, end), f"{mark:.6g}") for mark in marks)
@@ -245,7 +243,13 @@ def _axis(values: Iterable[float], begin: float, end: float) -> Axis:
 
 
 def _position(value: float, low: float, high: float, begin: float, end: float) -> float:
-    return round(begin + (float(value) - low) / (high - low) * (end - begin), 2)
+    return round(begin + (_finite(value) - low) / (high - low) * (end - begin), 2)
+
+
+def _finite(value: float) -> float:
+    if not math.isfinite(value):
+        raise ValueError(f"expected a number to draw, found {value}")
+    return float(value)
 
 
 def _with_room(models: Sequence[Model]) -> Iterator[Model]:

@@ -90,7 +90,7 @@ class Page:
     trade_off: charts.TradeOff | None
     machine: str | None
     runtimes: tuple[str, ...]
-    numbers: Mapping[str, Mapping[str, str]]
+    numbers: Mapping[str, Mapping[str, Mapping[str, str]]]
     images: int
     distributions: charts.Distributions | None
     worst: Mapping[str, tuple[WorstRow, ...]]
@@ -106,7 +106,7 @@ def page(documents: Documents, devices: Sequence[Device]) -> Page:
     per_image = images.artifacts if images else {}
     accuracy = {
         name: AccuracyReport.from_json(found, per_image.get(name, PerImage((), ())))
-        for name, found in (report["accuracy"] or {}).items()
+        for name, found in ({} if report["accuracy"] is None else report["accuracy"]).items()
         if name in manifests
     }
     bench = report["bench"]
@@ -180,25 +180,19 @@ def _card(
 
 def _numbers(
     documents: Documents, accuracy: Mapping[str, AccuracyReport], pairs: Mapping[str, Any]
-) -> Mapping[str, Mapping[str, str]]:
-    """Every number by what it is called, then by runtime; one that an artifact does not have is absent."""
-    rows: dict[str, dict[str, str]] = {}
+) -> Mapping[str, Mapping[str, Mapping[str, str]]]:
+    """Every number by group, by what it is called, and by runtime; one that an artifact does not have is absent."""
+    rows: dict[str, dict[str, dict[str, str]]] = {}
     for runtime, manifest in documents.manifests.items():
-        column = accuracy_rows(accuracy[runtime]) if runtime in accuracy else {}
-        column["file"] = f"{manifest.size_bytes / 1e6:.2f} MB"
-        if runtime in pairs:
-            column |= _speed_rows(pairs[runtime])
-        column["integer share of MACs"] = f"{manifest.operations.integer_share:.1%}"
-        if runtime in documents.recipes:
-            column |= _recipe_rows(documents.recipes[runtime], manifest.operations.integer)
-        elif manifest.operations.sixteen_bit:
-            column["16-bit activations"] = str(len(manifest.operations.sixteen_bit))
-        column["saturation"] = manifest.saturation.not_applicable or (
-            "proven safe on every CPU" if manifest.saturation.proven_safe else "possible on x86 CPUs without VNNI"
-        )
-        column["runtime"] = f"{manifest.minimum_runtime} or later"
-        for label, text in column.items():
-            rows.setdefault(label, {})[runtime] = text
+        groups = {
+            "Speed and size": {"file": f"{manifest.size_bytes / 1e6:.2f} MB"}
+            | (_speed_rows(pairs[runtime]) if runtime in pairs else {}),
+            "Accuracy": accuracy_rows(accuracy[runtime]) if runtime in accuracy else {},
+            "Integers": _integer_rows(manifest, documents.recipes.get(runtime)),
+        }
+        for group, column in groups.items():
+            for label, text in column.items():
+                rows.setdefault(group, {}).setdefault(label, {})[runtime] = text
     return rows
 
 
@@ -218,10 +212,20 @@ def _speed_rows(pair: Mapping[str, Any]) -> dict[str, str]:
     return rows
 
 
-def _recipe_rows(recipe: Recipe, integer: Sequence[str]) -> dict[str, str]:
-    precisions = [recipe.precision(name) for name in integer]
-    counts = ", ".join(f"{precisions.count(kind)} {kind}" for kind in dict.fromkeys(precisions))
-    return {"weights": recipe.weights, "input ranges of integer linears": counts}
+def _integer_rows(manifest: Manifest, recipe: Recipe | None) -> dict[str, str]:
+    operations, saturation = manifest.operations, manifest.saturation
+    rows = {"integer share of MACs": f"{operations.integer_share:.1%}"}
+    if recipe is not None:
+        precisions = [recipe.precision(name) for name in operations.integer]
+        rows["weights"] = recipe.weights
+        rows["integer linears"] = ", ".join(f"{precisions.count(kind)} {kind}" for kind in dict.fromkeys(precisions))
+    if operations.sixteen_bit:
+        rows["16-bit activations"] = str(len(operations.sixteen_bit))
+    rows["saturation"] = saturation.not_applicable or (
+        "proven safe on every CPU" if saturation.proven_safe else "possible on x86 CPUs without VNNI"
+    )
+    rows["runtime needed"] = f"{manifest.minimum_runtime} or later"
+    return rows
 
 
 def _worst(found: PerImage, names: Sequence[str]) -> Iterable[WorstRow]:

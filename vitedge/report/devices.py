@@ -1,4 +1,7 @@
-"""What devices said of a build's artifacts: documents of `vitedge bench --json` and `python -m vitedge.device … --json`."""
+"""What devices said of a build's artifacts.
+
+That is what `vitedge bench --json` prints, with `--device` or without, and `python -m vitedge.device … --json`.
+"""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -71,7 +74,8 @@ def read_device(path: Path, source_digest: str, manifests: Mapping[str, Manifest
 def _halves(document: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     """A self-test and a benchmark; empty where the document has none."""
     if document["format"] == "vitedge-device/1":
-        return document["selftest"] or {}, document["bench"] or {}
+        selftest, bench = document["selftest"], document["bench"]
+        return {} if selftest is None else selftest, {} if bench is None else bench
     return (document, {}) if document["format"] == "vitedge-selftest/1" else ({}, document)
 
 
@@ -83,8 +87,7 @@ def _refuse_others(path: Path, half: Mapping[str, Any], source_digest: str, mani
             f"{path}: about checkpoint {str(found)[:12]}…, but this build is of {source_digest[:12]}…; measure this one"
         )
     for name, identity in half.get("artifacts", {}).items():
-        expected = {file.name: file.sha256 for file in manifests[name].files} if name in manifests else {}
-        if identity["sha256"] != expected:
+        if name not in manifests or identity["sha256"] != {file.name: file.sha256 for file in manifests[name].files}:
             raise ReportError(
                 f"{path}: {name} there has other files than this build's; bundle and measure this build again"
             )
