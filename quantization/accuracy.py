@@ -79,14 +79,16 @@ class AccuracyReport:
     @classmethod
     def from_json(cls, document: Mapping[str, Any], per_image: PerImage) -> "AccuracyReport":
         """What `to_json` wrote, with what it left out; whatever is wrong with it is a KeyError or a TypeError."""
-        patches, retrieval, same = (document[key] for key in ("patch_tokens", "retrieval", "same_top_class"))
-        words = ("index_compatible", "verdict")
+        patches, same = document["patch_tokens"], document["same_top_class"]
+        retrieval: dict[str, Any] = {
+            key: Estimate(**value) if isinstance(value, dict) else value
+            for key, value in (document["retrieval"] or {}).items()
+        }
         return cls(
             images=document["images"],
             outputs={name: OutputAccuracy(**found) for name, found in document["outputs"].items()},
             patch_tokens=patches and OutputAccuracy(**patches),
-            retrieval=retrieval
-            and Retrieval(**{key: value if key in words else Estimate(**value) for key, value in retrieval.items()}),
+            retrieval=Retrieval(**retrieval) if retrieval else None,
             same_top_class=same and Estimate(**same),
             drops=tuple(Drop(**drop) for drop in document["drops"]),
             notes=tuple(document["notes"]),

@@ -9,7 +9,7 @@ from typing import Any
 from vitedge.commands.request import NPU
 from vitedge.converters.folders import REPORT_FILE, REPORT_FORMAT
 from vitedge.quantization.plan import load_decisions
-from vitedge.report.content import Documents, page
+from vitedge.report.content import Documents, Page, page
 from vitedge.report.devices import read_device
 from vitedge.report.documents import ReportError, read_document
 from vitedge.report.images import IMAGES_FOLDER, read_images
@@ -40,19 +40,19 @@ def report(build: Path, out: Path, devices: Sequence[Path] = ()) -> int:
     """
     if out.suffix.lower() not in _SUFFIXES:
         raise OutputError(f"{out}: expected the name of an .html file to write")
-    html = _page(build, devices).encode()
+    html = render(_page(build, devices)).encode()
     _write(out, html)
     return len(html)
 
 
-def _page(build: Path, devices: Sequence[Path]) -> str:
-    def parse(document: Mapping[str, Any]) -> str:
+def _page(build: Path, devices: Sequence[Path]) -> Page:
+    def parse(document: Mapping[str, Any]) -> Page:
         manifests = {name: load_manifest(folder) for name, folder in artifact_folders(build).items()}
         recipes = {} if document["target"] == NPU else load_decisions(build).recipes
         kept = build / IMAGES_FOLDER
         images = read_images(kept) if kept.is_dir() else None  # builds without evaluation images keep none
         said = [read_device(path, document["source"]["digest"], manifests) for path in devices]
-        return render(page(Documents(document, manifests, recipes, images), said))
+        return page(Documents(document, manifests, recipes, images), said)
 
     if not build.is_dir():
         raise ReportError(f"{build}: no such folder; {_ADVICE}")

@@ -149,7 +149,8 @@ def trade_off(pairs: Mapping[str, Any], outputs: Mapping[str, Any]) -> TradeOff:
     x = _axis([0.0, *(float(result["latency_interval_ms"][1]) for result in results)], 0, 100)
     intervals = {name: output.sqnr_db_interval or (output.sqnr_db,) * 2 for name, output in outputs.items()}
     y = _axis([value for interval in intervals.values() for value in interval], bottom, band + 22)
-    int8, fp32 = [], []
+    int8: list[Model] = []
+    fp32: list[Model] = []
     for row, (runtime, both) in enumerate(found.items()):
         for result in both:
             exact = result["precision"] == "fp32"
@@ -236,7 +237,7 @@ def _nines(cosine: float) -> float:
 def _axis(values: Iterable[float], begin: float, end: float) -> Axis:
     """An axis between round numbers that holds all values, with a tick at each."""
     found = [_finite(value) for value in values]
-    marks = MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]).tick_values(min(found), max(found)).tolist()
+    marks = [float(mark) for mark in MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]).tick_values(min(found), max(found))]
     low, high = marks[0], marks[-1]
     ticks = tuple(Tick(_position(mark, low, high, begin, end), f"{mark:.6g}") for mark in marks)
     return Axis(low, high, begin, end, ticks)

@@ -37,7 +37,7 @@ def read_document(path: Path, formats: Collection[str], advice: str, parse: Call
     if size_bytes > _MAX_BYTES:
         raise ReportError(f"{path}: expected at most {_MAX_BYTES} bytes, found {size_bytes}; {advice}")
     found = document.get("format") if isinstance(document, dict) else type(document).__name__
-    if found not in formats:
+    if not isinstance(document, dict) or found not in formats:
         raise ReportError(f"{path}: expected format {' or '.join(formats)}, found {found}; {advice}")
     try:
         return parse(document)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import numpy as np
 
 from vitedge.calibration.images import ImageSet
 from vitedge.quantization.per_image import Neighbor, PerImage, WorstImage
@@ -79,7 +80,7 @@ def _thumbnail(image: Pixels) -> Pixels:
     height, width = image.shape[:2]
     factor = min(1.0, _LONGEST_SIDE / max(height, width))
     size = max(1, round(width * factor)), max(1, round(height * factor))
-    return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA))
 
 
 def _picture(folder: Path, number: int) -> Path:
