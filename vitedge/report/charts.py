@@ -167,7 +167,7 @@ def trade_off(pairs: Mapping[str, Any], outputs: Mapping[str, Any]) -> TradeOff:
                 x_interval=(x(low), x(high)),
                 y_interval=(at, at) if exact else (y(intervals[runtime][0]), y(intervals[runtime][1])),
                 label_y=at,
-                text=f"{RUNTIME_NAMES[runtime]} {result['precision'].upper()}: {latency:.1f} ms, {accuracy},"
+                text=f"{RUNTIME_NAMES[runtime]} {result['precision'].upper()}: {latency:.2f} ms, {accuracy},"
                 f" {size / 1e6:.1f} MB",
             )
             (fp32 if exact else int8).append(model)

@@ -164,7 +164,7 @@ def _card(
     if pair is not None:
         if pair["speedup"] is not None:
             numbers.append((f"{pair['speedup']['median']:.2f}×", "as fast as FP32"))
-        numbers.append((f"{pair['artifact']['latency_median_ms']:.1f} ms", "latency"))
+        numbers.append((f"{pair['artifact']['latency_median_ms']:.2f} ms", "latency"))
         words.append(str(pair["verdict"]))
     if accuracy is not None:
         found = accuracy.outputs["last_hidden_state"]
