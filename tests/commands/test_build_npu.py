@@ -49,7 +49,7 @@ def test_search_mixes_8_and_16_bits_and_shows_why(site: Site, narrow: Path, sear
     assert 0 < len(sixteen) < len(load_integer_plan(searched).precision.ranges) - 1
     assert (searched / "search.svg").stat().st_size > 0
     assert {path.name for path in searched.iterdir()} == {
-        "tflite", "golden", "plan.json", "plan.safetensors", "report.json", "search.svg"
+        "tflite", "golden", "report", "plan.json", "plan.safetensors", "report.json", "search.svg"
     }  # fmt: skip
     shown = site.vitedge("inspect", searched).stdout
     assert "10 linears and all between them" in shown

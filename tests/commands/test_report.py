@@ -48,10 +48,11 @@ class Html(HTMLParser):
         return [value for found, key, value in self.attributes if (found, key) == (tag, name)]
 
 
-def page_of(site: Site, build: Path, *options: str | Path) -> Html:
-    result = site.vitedge("report", build, *options)
+def page_of(site: Site, build: Path, folder: Path, *options: str | Path) -> Html:
+    """The page of a build, which other tests look into, written elsewhere."""
+    result = site.vitedge("report", build, "--out", folder / "page.html", *options)
     assert result.exit_code == 0, result.output
-    return Html(build / "report.html")
+    return Html(folder / "page.html")
 
 
 def changed(build: Path, folder: Path, change: Callable[[Any], None], file: str = "report.json") -> Path:
@@ -65,8 +66,8 @@ def changed(build: Path, folder: Path, change: Callable[[Any], None], file: str 
 
 
 @pytest.fixture(scope="module")
-def page(site: Site, built: Path) -> Html:
-    return page_of(site, built)
+def page(site: Site, built: Path, tmp_path_factory: pytest.TempPathFactory) -> Html:
+    return page_of(site, built, tmp_path_factory.mktemp("page"))
 
 
 @pytest.fixture(scope="module")
@@ -176,8 +177,8 @@ def test_build_keeps_thumbnails_of_what_is_shown_and_nothing_more(built: Path) -
     assert "per_image" not in manifest["accuracy"]
 
 
-def test_sensitivity_of_a_search(site: Site, searched: Path) -> None:
-    page, found = page_of(site, searched), report_of(searched)["search"]["onnx"]
+def test_sensitivity_of_a_search(site: Site, searched: Path, tmp_path: Path) -> None:
+    page, found = page_of(site, searched, tmp_path), report_of(searched)["search"]["onnx"]
     assert found["sensitivity_db"].pop("classifier")  # reads the output that is measured, and is left out
     assert "classifier, static" not in page.text
     for name, levels in found["sensitivity_db"].items():
@@ -199,7 +200,7 @@ def test_search_of_an_npu_build(site: Site, tmp_path: Path) -> None:
 
     narrow = build(tmp_path / "narrow", "--activations", "int8")["accuracy"]["tflite"]["outputs"]["last_hidden_state"]
     found = build(tmp_path / "out", "--min-sqnr", str(narrow["sqnr_db"] + 3))["search"]["tflite"]
-    page = page_of(site, tmp_path / "out")
+    page = page_of(site, tmp_path / "out", tmp_path)
     for name, value in found["sensitivity_db"].items():
         is_head = name.startswith(("pooler", "logits"))
         assert (f"{name}, 8 bits: {value:.1f} dB" in page.text) is not is_head
@@ -208,7 +209,7 @@ def test_search_of_an_npu_build(site: Site, tmp_path: Path) -> None:
 
 
 def test_devices(site: Site, built: Path, said: Any, tmp_path: Path) -> None:
-    page = page_of(site, built, "--device", saved(said, tmp_path))
+    page = page_of(site, built, tmp_path, "--device", saved(said, tmp_path))
     assert "ssh://pi@board self-test passed" in page.text
     for check in said["selftest"]["checks"]:
         assert check["found"] in page.text
@@ -221,7 +222,7 @@ def test_devices(site: Site, built: Path, said: Any, tmp_path: Path) -> None:
     selftest = said["selftest"] | {"passed": False, "source_digest": None, "artifacts": {}, "checks": [damaged]}
     broken = saved(said | {"selftest": selftest, "bench": None}, tmp_path)
     halves = ("--device", tmp_path / "selftest.json", "--device", tmp_path / "bench.json")
-    page = page_of(site, built, *halves, "--device", broken)
+    page = page_of(site, built, tmp_path, *halves, "--device", broken)
     assert "selftest self-test passed" in page.text
     assert "self-test FAILED" in page.text
     assert "likely cause: in transit" in page.text
@@ -233,7 +234,7 @@ def test_what_was_not_measured_says_how(site: Site, built: Path, tmp_path: Path)
 
     build = changed(built, tmp_path, bare)
     shutil.rmtree(build / "report")
-    text = page_of(site, build).text
+    text = page_of(site, build, tmp_path).text
     assert "Not judged: no evaluation images" in text
     assert "Not benchmarked by this build" in text
     assert "No images were judged" in text
@@ -246,7 +247,7 @@ def test_random_weights_have_no_accuracy(site: Site, built: Path, tmp_path: Path
 
     build = changed(built, tmp_path, random)
     shutil.rmtree(build / "report")
-    text = page_of(site, build).text
+    text = page_of(site, build, tmp_path).text
     assert "Random weights: speed and size are those of the shape" in text
     assert "There is latency, but no accuracy" in text
 
@@ -257,7 +258,7 @@ def test_older_builds_and_refused_ones(site: Site, built: Path, tmp_path: Path) 
 
     build = changed(built, tmp_path, refused)
     shutil.rmtree(build / "report")
-    text = page_of(site, build).text
+    text = page_of(site, build, tmp_path).text
     assert "ONNX refused" in text
     assert "refused by a gate: SQNR 20 dB, below 30" in text
     assert "an older vitedge made it" in text
@@ -283,7 +284,7 @@ def test_hostile_names_are_text(site: Site, built: Path, said: Any, tmp_path: Pa
     (build / "report.json").write_text(json.dumps(report))
     check = {"step": HOSTILE, "artifact": HOSTILE, "status": HOSTILE, "found": HOSTILE, "cause": HOSTILE}
     selftest = said["selftest"] | {"checks": [check]}
-    page = page_of(site, build, "--device", saved(said | {"device": HOSTILE, "selftest": selftest}, tmp_path))
+    page = page_of(site, build, tmp_path, "--device", saved(said | {"device": HOSTILE, "selftest": selftest}, tmp_path))
     assert not {"script", "iframe", "object", "link", "base"} & set(page.tags)
     assert not [name for _, name, _ in page.attributes if name.startswith("on")]
     assert page.text.count("<img src=x onerror=alert(2)>") > 3 * 6 * 3  # as text
@@ -291,8 +292,8 @@ def test_hostile_names_are_text(site: Site, built: Path, said: Any, tmp_path: Pa
     assert len(page.values("img", "src")) == 3 * 6 * 3
 
 
-def test_nothing_comes_from_elsewhere(site: Site, searched: Path, page: Html) -> None:
-    for found in (page, page_of(site, searched)):
+def test_nothing_comes_from_elsewhere(site: Site, searched: Path, page: Html, tmp_path: Path) -> None:
+    for found in (page, page_of(site, searched, tmp_path)):
         assert [value for value in found.values("meta", "content") if "default-src 'none'" in value]
         loads = [
             value for _, name, value in found.attributes if name in ("src", "href", "srcset", "data", "xlink:href")
@@ -339,6 +340,14 @@ def test_impossible_outputs(site: Site, built: Path, tmp_path: Path, out: str, m
     assert result.exit_code == 2
     assert message in result.stderr
     assert names(tmp_path) == {"folder.html"}
+
+
+def test_default_place_is_the_build(site: Site, built: Path, tmp_path: Path) -> None:
+    build = changed(built, tmp_path, lambda _: None)
+    result = site.vitedge("report", build)
+    assert result.exit_code == 0
+    page = build / "report.html"
+    assert "".join(result.stdout.split()) == f"{page}:{page.stat().st_size / 1e3:.0f}kB;openitinabrowser"
 
 
 def test_no_build_there(site: Site, tmp_path: Path) -> None:
@@ -400,7 +409,6 @@ def test_damaged_documents(
     site: Site, built: Path, tmp_path: Path, change: Callable[[Any], None], file: str, message: str
 ) -> None:
     build = changed(built, tmp_path, change, file)
-    (build / "report.html").unlink(missing_ok=True)
     result = site.vitedge("report", build)
     assert result.exit_code == 2
     assert message in " ".join(result.stderr.split())
