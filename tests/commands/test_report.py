@@ -451,10 +451,22 @@ def test_documents_that_are_no_device_of_this_build(
 @pytest.mark.parametrize("width", [390, 1280])
 def test_fits_a_phone_and_a_desktop(site: Site, searched: Path, said: Any, tmp_path: Path, width: int) -> None:
     """In a frame of that width, as a window of Chromium cannot be as narrow as a phone."""
-    # The artifacts there are those of the other build.
-    document = {half: {**said[half], "artifacts": {}} if half in ("selftest", "bench") else said[half] for half in said}
-    device = saved(document, tmp_path)
-    assert site.vitedge("report", searched, "--out", tmp_path / "page.html", "--device", device).exit_code == 0
+    long = "x" * 300  # in every place that a name may come from
+    build = changed(searched, tmp_path, lambda document: document.update(names=[long] * 24), "report/images.json")
+    report = report_of(build)
+    report["source"]["source"] = long
+    report["accuracy"]["onnx"] |= {"verdicts": [long], "notes": [long]}
+    report["accuracy"]["onnx"]["outputs"]["last_hidden_state"]["worst_image"] = long
+    report["search"]["onnx"]["sensitivity_db"][long] = {"static": 1.0}
+    (build / "report.json").write_text(json.dumps(report))
+    check = {"step": long, "artifact": long, "status": "fail", "found": long, "cause": long}
+    runs = [run | {"pairs": {long: run["pairs"]["onnx"]}} for run in said["bench"]["runs"]]
+    document = said | {
+        "device": long,
+        "selftest": said["selftest"] | {"artifacts": {}, "checks": [check]},
+        "bench": said["bench"] | {"artifacts": {}, "runs": runs},
+    }
+    page_of(site, build, tmp_path, "--device", saved(document, tmp_path))
     frame = tmp_path / "frame.html"
     frame.write_text(
         f'<iframe src="page.html" style="width:{width}px;height:800px;border:0"></iframe><script>onload = () => {{'
