@@ -3,7 +3,7 @@
 A platform is a folder of files in `embed_files/`: `common/` for every runtime, and a folder for each runtime that it
 has. Files are copied as they are, so that they can be read, compiled and tested as they are; only those that end in
 `.in` are filled in from the manifest first (`$name`, as in `string.Template`), and lose that ending. So all that
-depends on the artifact is in one of them, the contract.
+depends on the artifact is in one of them, the contract. Two platforms take the model in another form instead.
 
     OUT/model/     the artifact: model and manifest.json, and labels.txt, a line each, if it has labels
     OUT/golden/    golden vectors, with what this artifact gave on the host; index.txt lists them for simple readers
@@ -90,6 +90,7 @@ def write(subject: Subject, platform: str, out: Path) -> tuple[str, ...]:
             subject.golden, {subject.manifest.runtime: subject.folder}, folder / GOLDEN_FOLDER
         )
         (folder / GOLDEN_FOLDER / "index.txt").write_text(_index(golden), encoding="utf-8")
+        _make_model(subject, platform, folder)
         filled = values(subject, golden)
         for name, source in _sources(platform, subject.manifest.runtime):
             destination = folder / name.removesuffix(_TEMPLATE)
@@ -138,6 +139,20 @@ def values(subject: Subject, golden: Golden) -> Mapping[str, Any]:
         "min_sqnr_db": repr(bound.min_sqnr_db),
         "golden_images": len(golden.images),
     }
+
+
+def _make_model(subject: Subject, platform: str, folder: Path) -> None:
+    """What a platform wants in another form, from the artifact. Each toolchain is imported where it is used."""
+    source = subject.folder / subject.manifest.files[0].name
+    if platform == "mediapipe":
+        from vitedge.converters import mediapipe  # noqa: PLC0415
+
+        (folder / "mediapipe").mkdir()
+        mediapipe.write(subject.manifest, source, folder / "mediapipe" / "model.tflite")
+    elif platform == "ort":
+        from vitedge.converters import ort_format  # noqa: PLC0415
+
+        ort_format.write(source, folder)
 
 
 def _sources(platform: str, runtime: str) -> Iterator[tuple[str, Path]]:
