@@ -40,8 +40,8 @@ fun verified(model: ByteBuffer): ByteBuffer {
     val found = digest.joinToString("") { "%02x".format(it) }
     if (found != MODEL_SHA256) {
         throw ModelException(
-            "$MODEL_FILE: expected SHA-256 ${MODEL_SHA256.take(12)}..., found ${found.take(12)}...; truncated, changed in" +
-                " transit, or of another build: copy it again, together with Contract.kt"
+            "$MODEL_FILE: expected SHA-256 ${MODEL_SHA256.take(12)}..., found ${found.take(12)}...; truncated," +
+                " changed in transit, or of another build: copy it again, together with Contract.kt"
         )
     }
     return model

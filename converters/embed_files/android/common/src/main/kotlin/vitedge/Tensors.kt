@@ -48,9 +48,9 @@ private fun normalized(pixels: ByteArray): FloatArray {
  * @throws IllegalArgumentException if it has another size, or is not a direct buffer in native order.
  */
 fun checkInput(input: ByteBuffer) {
-    require(input.remaining() == INPUT_BYTES) {
+    require(input.remaining() == INPUT_BYTES && input.capacity() == INPUT_BYTES) { // on parts of one runtimes differ
         "input: expected $INPUT_BYTES bytes of ${Contract.INPUT_DTYPE} ${INPUT_SHAPE.toList()}, found" +
-            " ${input.remaining()}; make it with preprocess(image)"
+            " ${input.remaining()} of ${input.capacity()}; make it with preprocess(image)"
     }
     require(input.isDirect && input.order() == ByteOrder.nativeOrder()) {
         "input: expected a direct buffer in native order, found direct ${input.isDirect} and ${input.order()};" +

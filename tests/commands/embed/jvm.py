@@ -1,0 +1,116 @@
+"""Kotlin and Java on this machine: compilers, and ONNX Runtime's Android library for the JVM here.
+
+The Android library has no build for glibc. But its JNI half is a hundred kilobytes of C between the JVM and ONNX
+Runtime's C API, and takes nine functions from Android's libc that glibc has too. So it runs here, on the ONNX Runtime
+of the Python package, once its symbol versions are dropped and the names of its libraries resolve.
+"""
+
+import os
+import shutil
+import struct
+import subprocess
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.npm import ONNX_RUNTIME, npm_package
+
+_TOOLS = ("kotlinc", "javac", "java", "gcc")
+_KOTLIN = Path("/usr/share/kotlin/kotlinc/lib")
+_JAVA = Path("/usr/share/java")
+JUNIT = (_JAVA / "junit4.jar", _JAVA / "hamcrest-all.jar")
+_STANDARD = (_KOTLIN / "kotlin-stdlib.jar", _KOTLIN / "kotlin-stdlib-jdk7.jar")
+
+needs_kotlin = pytest.mark.skipif(
+    os.environ.get("CI") is None and not (all(map(shutil.which, _TOOLS)) and all(map(Path.exists, JUNIT))),
+    reason="needs Debian's kotlin, junit4, a JDK and gcc",
+)
+
+_PROGRAM_DYNAMIC = 2
+_VERSION_TAGS = (0x6FFFFFF0, 0x6FFFFFFE, 0x6FFFFFFF)  # VERSYM, VERNEED, VERNEEDNUM of /usr/include/elf.h
+
+
+@dataclass(frozen=True)
+class Jvm:
+    """Where classes come from, and where native libraries are, if a program needs some."""
+
+    classpath: tuple[Path, ...]
+    native: Path | None = None
+
+    def run(self, folder: Path, main: str, *words: str, **properties: str) -> subprocess.CompletedProcess[str]:
+        """Runs a class in a folder."""
+        settings = [f"-D{name}={value}" for name, value in properties.items()]
+        environment = dict(os.environ)
+        if self.native is not None:
+            settings.append(f"-Donnxruntime.native.path={self.native}")
+            environment["LD_LIBRARY_PATH"] = str(self.native)
+        command = ["java", *settings, "-cp", _joined((*self.classpath, *JUNIT, *_STANDARD)), main, *words]
+        return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+def kotlinc(sources: Sequence[Path], classpath: Sequence[Path], out: Path) -> Path:
+    """Compiles Kotlin to a jar; warnings are errors."""
+    libraries = _joined((*classpath, *JUNIT, _STANDARD[1]))
+    _checked(["kotlinc", "-Werror", "-jvm-target", "1.8", "-cp", libraries, "-d", str(out), *map(str, sources)])
+    return out
+
+
+def javac(folder: Path, out: Path) -> Path:
+    """Compiles all Java below a folder."""
+    _checked(["javac", "-Xlint:all", "-Werror", "-d", str(out), *map(str, sorted(folder.rglob("*.java")))])
+    return out
+
+
+def onnxruntime_android(package: Path, folder: Path) -> Jvm:
+    """ONNX Runtime's Android library on this machine.
+
+    Args:
+        package: The Python package of ONNX Runtime, whose library is called.
+        folder: Where to put what is made.
+    """
+    (archive,) = npm_package(*ONNX_RUNTIME).rglob("*.aar")
+    native = folder / "native"
+    native.mkdir(parents=True)
+    with zipfile.ZipFile(archive) as aar:
+        classes = Path(aar.extract("classes.jar", folder))
+        bridge = aar.read("jni/x86_64/libonnxruntime4j_jni.so")
+    (native / "libonnxruntime4j_jni.so").write_bytes(_without_symbol_versions(bridge))
+    (library,) = (package / "capi").glob("libonnxruntime.so.*")
+    (native / "libonnxruntime.so").symlink_to(library)
+    for name, ours in (("libc.so", "libc.so.6"), ("libm.so", "libm.so.6")):
+        found = _checked(["gcc", f"-print-file-name={ours}"]).strip()
+        (native / name).symlink_to(Path(found).resolve())
+    # Android's NNAPI is not here; a function that is never called stands for it, in a library that is asked for anyway.
+    absent = folder / "absent.c"
+    absent.write_text("void OrtSessionOptionsAppendExecutionProvider_Nnapi(void) { __builtin_trap(); }\n")
+    _checked(["gcc", "-shared", "-fPIC", "-o", str(native / "libdl.so"), str(absent)])
+    return Jvm((classes,), native)
+
+
+def _joined(paths: tuple[Path, ...]) -> str:
+    return ":".join(map(str, paths))
+
+
+def _checked(command: list[str]) -> str:
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+def _without_symbol_versions(library: bytes) -> bytes:
+    """A little-endian ELF64 library that takes symbols by name alone."""
+    data = bytearray(library)
+    assert data[:6] == b"\x7fELF\x02\x01"
+    (headers,) = struct.unpack_from("<Q", data, 32)
+    header_size, count = struct.unpack_from("<HH", data, 54)
+    for index in range(count):
+        kind, _, start, _, _, size = struct.unpack_from("<IIQQQQ", data, headers + index * header_size)
+        if kind == _PROGRAM_DYNAMIC:
+            entries = list(struct.iter_unpack("<QQ", data[start : start + size]))
+            kept = [entry for entry in entries if entry[0] not in _VERSION_TAGS]
+            kept += [(0, 0)] * (len(entries) - len(kept))
+            data[start : start + size] = b"".join(struct.pack("<QQ", *entry) for entry in kept)
+    return bytes(data)
