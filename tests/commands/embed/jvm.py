@@ -1,7 +1,7 @@
-"""Kotlin and Java on this machine: compilers, and ONNX Runtime's Android library for the JVM here.
+"""Kotlin and Java on this machine: compilers old and new, and ONNX Runtime's Android library for the JVM here.
 
 The Android library has no build for glibc. But its JNI half is a hundred kilobytes of C between the JVM and ONNX
-Runtime's C API, and takes nine functions from Android's libc that glibc has too. So it runs here, on the ONNX Runtime
+Runtime's C API, and takes ten functions from Android's libc that glibc has too. So it runs here, on the ONNX Runtime
 of the Python package, once its symbol versions are dropped and the names of its libraries resolve.
 """
 
@@ -19,13 +19,13 @@ import pytest
 from tests.npm import ONNX_RUNTIME, npm_package
 
 _TOOLS = ("kotlinc", "javac", "java", "gcc")
-_KOTLIN = Path("/usr/share/kotlin/kotlinc/lib")
-_JAVA = Path("/usr/share/java")
-JUNIT = (_JAVA / "junit4.jar", _JAVA / "hamcrest-all.jar")
-_STANDARD = (_KOTLIN / "kotlin-stdlib.jar", _KOTLIN / "kotlin-stdlib-jdk7.jar")
+_JUNIT = (Path("/usr/share/java/junit4.jar"), Path("/usr/share/java/hamcrest-all.jar"))
+_DEBIAN_KOTLIN = Path("/usr/share/kotlin/kotlinc/lib")
+_NPM_KOTLIN = ("kotlin-compiler", "2.4.20")
+_QUICK = ("-J-Xmx1g", "-J-XX:TieredStopAtLevel=1")  # a compiler that runs once is not worth optimizing: half the time
 
 needs_kotlin = pytest.mark.skipif(
-    os.environ.get("CI") is None and not (all(map(shutil.which, _TOOLS)) and all(map(Path.exists, JUNIT))),
+    os.environ.get("CI") is None and not (all(map(shutil.which, _TOOLS)) and all(map(Path.exists, _JUNIT))),
     reason="needs Debian's kotlin, junit4, a JDK and gcc",
 )
 
@@ -47,15 +47,34 @@ class Jvm:
         if self.native is not None:
             settings.append(f"-Donnxruntime.native.path={self.native}")
             environment["LD_LIBRARY_PATH"] = str(self.native)
-        command = ["java", *settings, "-cp", _joined((*self.classpath, *JUNIT, *_STANDARD)), main, *words]
+        command = ["java", *settings, "-cp", _joined((*self.classpath, *_JUNIT)), main, *words]
         return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
-def kotlinc(sources: Sequence[Path], classpath: Sequence[Path], out: Path) -> Path:
-    """Compiles Kotlin to a jar; warnings are errors."""
-    libraries = _joined((*classpath, *JUNIT, _STANDARD[1]))
-    _checked(["kotlinc", "-Werror", "-jvm-target", "1.8", "-cp", libraries, "-d", str(out), *map(str, sources)])
-    return out
+@dataclass(frozen=True)
+class Kotlin:
+    """A compiler and its standard library."""
+
+    command: tuple[str, ...]
+    library: tuple[Path, ...]
+
+    def compile(self, sources: Sequence[Path], jvm: Jvm, out: Path) -> Jvm:
+        """Adds a jar of Kotlin sources, with warnings as errors, and what it needs to run."""
+        libraries = _joined((*jvm.classpath, *_JUNIT, *self.library))
+        _checked([*self.command, *_QUICK, "-Werror", "-cp", libraries, "-d", str(out), *map(str, sources)])
+        return Jvm((out, *jvm.classpath, *self.library), jvm.native)
+
+
+def old_kotlin() -> Kotlin:
+    """Debian's 1.3, whose own default is Java 6."""
+    library = tuple(_DEBIAN_KOTLIN / name for name in ("kotlin-stdlib.jar", "kotlin-stdlib-jdk7.jar"))
+    return Kotlin(("kotlinc", "-jvm-target", "1.8"), library)
+
+
+def new_kotlin() -> Kotlin:
+    """JetBrains' compiler, as the npm registry has it."""
+    package = npm_package(*_NPM_KOTLIN)
+    return Kotlin(("bash", str(package / "bin" / "kotlinc")), (package / "lib" / "kotlin-stdlib.jar",))
 
 
 def javac(folder: Path, out: Path) -> Path:

@@ -2,6 +2,8 @@
 
 LiteRT's Java classes are in no registry that tests reach, nor are Android's. Stubs below `android/` stand for them: the
 encoder over LiteRT is compiled and its calls are tested, but its inference is not run here.
+
+The app for ONNX Runtime is compiled by the oldest Kotlin that is supported, the one for LiteRT by a current one.
 """
 
 import shutil
@@ -13,14 +15,14 @@ import numpy as np
 import pytest
 
 from tests.commands.conftest import CLASSES, Site
-from tests.commands.embed.jvm import Jvm, javac, kotlinc, needs_kotlin, onnxruntime_android
+from tests.commands.embed.jvm import Jvm, javac, needs_kotlin, new_kotlin, old_kotlin, onnxruntime_android
 from tests.commands.embed.test_cpp import installed
 from tests.npm import needs_npm
 from vitedge.runtimes.preprocess import resize
 
 pytestmark = [needs_kotlin, needs_npm]
 OURS = Path(__file__).with_name("android")
-RUNTIMES = ("onnx", "tflite")
+KOTLIN = {"onnx": old_kotlin, "tflite": new_kotlin}
 FILTERS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
 SIZES = (
     ((37, 61), (32, 32)),
@@ -59,9 +61,7 @@ def libraries(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Jvm]:
 def compiled(app: Path, runtime: str, libraries: Mapping[str, Jvm]) -> App:
     """All Kotlin of an app folder, its tests for phones too, and ours."""
     sources = [*app.rglob("*.kt"), *(OURS / "kotlin" / "common").iterdir(), *(OURS / "kotlin" / runtime).iterdir()]
-    library = libraries[runtime]
-    jar = kotlinc(sources, library.classpath, app / "classes.jar")
-    return App(app, Jvm((jar, *library.classpath), library.native))
+    return App(app, KOTLIN[runtime]().compile(sources, libraries[runtime], app / "classes.jar"))
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def apps(
     site: Site, built: Path, libraries: Mapping[str, Jvm], tmp_path_factory: pytest.TempPathFactory
 ) -> Mapping[str, App]:
     found = {}
-    for runtime in RUNTIMES:
+    for runtime in KOTLIN:
         folder = tmp_path_factory.mktemp("android") / runtime
         result = site.vitedge("embed", built / runtime, "--platform", "android", "--out", folder)
         assert result.exit_code == 0, result.output
