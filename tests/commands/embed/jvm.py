@@ -10,7 +10,7 @@ import shutil
 import struct
 import subprocess
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +29,7 @@ needs_kotlin = pytest.mark.skipif(
     reason="needs Debian's kotlin, junit4, a JDK and gcc",
 )
 
-_PROGRAM_DYNAMIC = 2
+_LOAD, _DYNAMIC = 1, 2  # segments
 _VERSION_TAGS = (0x6FFFFFF0, 0x6FFFFFFE, 0x6FFFFFFF)  # VERSYM, VERNEED, VERNEEDNUM of /usr/include/elf.h
 
 
@@ -90,10 +90,9 @@ def onnxruntime_android(package: Path, folder: Path) -> Jvm:
         package: The Python package of ONNX Runtime, whose library is called.
         folder: Where to put what is made.
     """
-    (archive,) = npm_package(*ONNX_RUNTIME).rglob("*.aar")
     native = folder / "native"
     native.mkdir(parents=True)
-    with zipfile.ZipFile(archive) as aar:
+    with _aar() as aar:
         classes = Path(aar.extract("classes.jar", folder))
         bridge = aar.read("jni/x86_64/libonnxruntime4j_jni.so")
     (native / "libonnxruntime4j_jni.so").write_bytes(_without_symbol_versions(bridge))
@@ -109,6 +108,21 @@ def onnxruntime_android(package: Path, folder: Path) -> Jvm:
     return Jvm((classes,), native)
 
 
+def page_alignments(architecture: str) -> dict[str, set[int]]:
+    """Alignment of what is loaded into memory, by native library of ONNX Runtime's Android library."""
+    with _aar() as aar:
+        names = [name for name in aar.namelist() if name.startswith(f"jni/{architecture}/") and name.endswith(".so")]
+        return {
+            Path(name).name: {alignment for kind, *_, alignment in _segments(aar.read(name)) if kind == _LOAD}
+            for name in names
+        }
+
+
+def _aar() -> zipfile.ZipFile:
+    (archive,) = npm_package(*ONNX_RUNTIME).rglob("*.aar")
+    return zipfile.ZipFile(archive)
+
+
 def _joined(paths: tuple[Path, ...]) -> str:
     return ":".join(map(str, paths))
 
@@ -122,14 +136,22 @@ def _checked(command: list[str]) -> str:
 def _without_symbol_versions(library: bytes) -> bytes:
     """A little-endian ELF64 library that takes symbols by name alone."""
     data = bytearray(library)
-    assert data[:6] == b"\x7fELF\x02\x01"
-    (headers,) = struct.unpack_from("<Q", data, 32)
-    header_size, count = struct.unpack_from("<HH", data, 54)
-    for index in range(count):
-        kind, _, start, _, _, size = struct.unpack_from("<IIQQQQ", data, headers + index * header_size)
-        if kind == _PROGRAM_DYNAMIC:
+    for kind, start, size, _ in _segments(library):
+        if kind == _DYNAMIC:
             entries = list(struct.iter_unpack("<QQ", data[start : start + size]))
             kept = [entry for entry in entries if entry[0] not in _VERSION_TAGS]
             kept += [(0, 0)] * (len(entries) - len(kept))
             data[start : start + size] = b"".join(struct.pack("<QQ", *entry) for entry in kept)
     return bytes(data)
+
+
+def _segments(library: bytes) -> Iterator[tuple[int, int, int, int]]:
+    """Type, offset, size and alignment of the segments of a little-endian ELF64 file."""
+    assert library[:6] == b"\x7fELF\x02\x01"
+    (headers,) = struct.unpack_from("<Q", library, 32)
+    header_size, count = struct.unpack_from("<HH", library, 54)
+    for index in range(count):
+        kind, _, start, _, _, size, _, alignment = struct.unpack_from(
+            "<IIQQQQQQ", library, headers + index * header_size
+        )
+        yield kind, start, size, alignment

@@ -6,6 +6,7 @@ encoder over LiteRT is compiled and its calls are tested, but its inference is n
 The app for ONNX Runtime is compiled by the oldest Kotlin that is supported, the one for LiteRT by a current one.
 """
 
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +16,15 @@ import numpy as np
 import pytest
 
 from tests.commands.conftest import CLASSES, Site
-from tests.commands.embed.jvm import Jvm, javac, needs_kotlin, new_kotlin, old_kotlin, onnxruntime_android
+from tests.commands.embed.jvm import (
+    Jvm,
+    javac,
+    needs_kotlin,
+    new_kotlin,
+    old_kotlin,
+    onnxruntime_android,
+    page_alignments,
+)
 from tests.commands.embed.test_cpp import installed
 from tests.npm import needs_npm
 from vitedge.runtimes.preprocess import resize
@@ -170,3 +179,17 @@ def test_gradle_keeps_the_model_uncompressed(runtime: str, extension: str, apps:
     assert (apps[runtime].folder / "model" / f"model.{extension}").is_file()
     assert f'androidResources {{ noCompress += "{extension}" }}' in text
     assert 'assets.srcDir("model")' in text
+
+
+def test_the_pinned_runtime_is_the_tested_one(apps: Mapping[str, App]) -> None:
+    text = (apps["onnx"].folder / "build.gradle.kts").read_text()
+    versions = set(re.findall(r"com\.microsoft\.onnxruntime:onnxruntime(?:-android)?:([0-9.]+)", text))
+    assert len(versions) == 1
+    assert apps["onnx"].jvm.native is not None
+    bridge = (apps["onnx"].jvm.native / "libonnxruntime4j_jni.so").read_bytes()
+    assert f"VERS_{versions.pop()}\0".encode() in bridge
+
+
+def test_native_libraries_are_aligned_for_16_kb_pages() -> None:
+    alignments = page_alignments("arm64-v8a")
+    assert alignments == {"libonnxruntime.so": {1 << 14}, "libonnxruntime4j_jni.so": {1 << 14}}
