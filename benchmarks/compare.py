@@ -147,8 +147,9 @@ def _parse(path: Path, document: Any) -> Result:
     artifacts: dict[str, dict[str, Value]] = {}
     machine = None
     if form == "vitedge-device/1":
-        _numbers_of_selftest(document["selftest"], artifacts)
-        machine = _machine(document["selftest"]["machine"])
+        if document["selftest"] is not None:  # over adb there is none
+            _numbers_of_selftest(document["selftest"], artifacts)
+            machine = _machine(document["selftest"]["machine"])
         runs = document["bench"]["runs"] if document["bench"] else []
     elif form == "vitedge-benches/2":
         runs = document["runs"]

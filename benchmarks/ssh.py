@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from vitedge.runtimes.errors import VitedgeError
+from vitedge.benchmarks.devices import DeviceError, DeviceResult
 
 _MINIMUM_PYTHON = (3, 11)
 _CONNECTION_LOST = 255  # ssh's own exit code
@@ -33,10 +33,6 @@ _MAKE = "import tempfile; print(tempfile.mkdtemp(prefix='vitedge-'))"
 _UNPACK = "import sys, tarfile; tarfile.open(fileobj=sys.stdin.buffer, mode='r|').extractall(sys.argv[1])"
 _REMOVE = "import shutil, sys; shutil.rmtree(sys.argv[1])"
 _FOLDER = re.compile(r"(/[\w .+@=-]+)*/vitedge-\w+")
-
-
-class DeviceError(VitedgeError):
-    """A device cannot be reached, refuses, lacks something, or fails in a step."""
 
 
 @dataclass(frozen=True)
@@ -58,33 +54,6 @@ class SshDevice:
     def name(self) -> str:
         user, port = self.user and f"{self.user}@", self.port and f":{self.port}"
         return f"ssh://{user or ''}{self.host}{port or ''}"
-
-
-@dataclass(frozen=True)
-class DeviceResult:
-    """What a device said: documents of `python -m vitedge.device selftest --json` and `bench --json`; the latter is
-    None if the files did not arrive whole.
-    """
-
-    device: str
-    selftest: dict[str, Any]
-    bench: dict[str, Any] | None
-
-    def lines(self) -> Iterator[str]:
-        """As text: what was tested, and how fast each artifact is."""
-        machine = self.selftest["machine"]
-        yield f"{self.device}: {machine['cpu_model'] or machine['architecture']}, {machine['system']}"
-        for check in self.selftest["checks"]:
-            yield f"{check['status'].upper():4}  {check['step']} {check['artifact'] or ''}  {check['found']}"
-            if check["cause"]:
-                yield f"      likely cause: {check['cause']}"
-        for run in self.bench["runs"] if self.bench else ():
-            for name, pair in run["pairs"].items():
-                yield f"{name}: INT8 {pair['artifact']['latency_median_ms']:.2f} ms; {pair['verdict']}"
-                yield from (f"doubt: {name}: {flag}" for flag in pair["flags"])
-
-    def to_json(self) -> dict[str, Any]:
-        return {"format": "vitedge-device/1", "device": self.device, "selftest": self.selftest, "bench": self.bench}
 
 
 def parse_ssh(text: str) -> SshDevice:
