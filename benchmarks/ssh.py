@@ -62,7 +62,7 @@ def parse_ssh(text: str) -> SshDevice:
     Raises:
         DeviceError: It is not that.
     """
-    expected = f"--device: expected local or ssh://user@host:port, found {text}"
+    expected = f"--device: expected local, ssh://user@host:port or adb:SERIAL, found {text}"
     try:
         parts = urlsplit(text)
         host, user, port = parts.hostname or "", parts.username, parts.port

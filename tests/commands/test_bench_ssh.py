@@ -221,7 +221,7 @@ def test_interrupt_leaves_nothing(built: Path, server: Host, here: tuple[str, ..
      "http://host", "host", "ssh://a b", "ssh://$(touch x)", "ssh://host;ls"],
 )  # fmt: skip
 def test_what_is_no_device(text: str) -> None:
-    with pytest.raises(DeviceError, match="expected local or ssh://user@host:port"):
+    with pytest.raises(DeviceError, match="expected local, ssh://user@host:port or adb:SERIAL"):
         parse_ssh(text)
 
 
