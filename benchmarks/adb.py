@@ -1,7 +1,7 @@
 """Files and commands on an Android device, by the `adb` program of this machine; nothing stays there.
 
 adb talks to the device with its own server and key. Commands run in the device's shell, which gets one line: what
-comes from outside is quoted for it. Exit codes come back from Android 7 on.
+comes from outside is quoted for it.
 """
 
 import re
@@ -13,7 +13,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
 from vitedge.benchmarks.benchmark_model import Delegate
 from vitedge.benchmarks.devices import DeviceError
@@ -26,6 +25,7 @@ _PLACE = "/data/local/tmp"
 _SPACE_FACTOR = 1.1
 _SECONDS, _PUSH_SECONDS, _RETURN_SECONDS = 60.0, 600.0, 15.0
 _NO_COMMAND = 127  # the shell's
+_END = "vitedge-end:"
 # What `adb devices` says of a device that is no use, and what to do about it.
 _ADVICE: Mapping[str, str] = {
     "unauthorized": "unlock it, and allow USB debugging by this computer in the dialog that it shows",
@@ -153,7 +153,8 @@ def push(device: AdbDevice, source: Path, destination: str, record: FileRecord) 
     """
     result = _adb(device, "push", str(source), destination, seconds=_PUSH_SECONDS)
     if result.returncode:
-        fail(device, f"copying {source.name}", result)
+        check_ready(device)
+        raise failure(device, f"copying {source.name}", result)
     found = sha256_there(device, destination)
     if found is None:
         size = ask(device, f"stat -c %s {shlex.quote(destination)}", "stat").strip()
@@ -178,7 +179,7 @@ def sha256_there(device: AdbDevice, path: str) -> str | None:
     if result.returncode == _NO_COMMAND:
         return None
     if result.returncode or not result.stdout.strip():
-        fail(device, f"sha256sum {path}", result)
+        raise failure(device, f"sha256sum {path}", result)
     return result.stdout.split()[0].removeprefix("\\")  # sha256sum's mark of a name that it had to escape
 
 
@@ -190,7 +191,7 @@ def ask(device: AdbDevice, script: str, what: str) -> str:
     """
     result = shell(device, script)
     if result.returncode:
-        fail(device, what, result)
+        raise failure(device, what, result)
     return result.stdout
 
 
@@ -198,19 +199,20 @@ def shell(device: AdbDevice, script: str, *, seconds: float = _SECONDS) -> subpr
     """Runs a line in the device's shell, whatever its exit code; the words in it must be quoted.
 
     Raises:
-        DeviceError: There is no answer within so many seconds.
+        DeviceError: The connection was lost, or there is no answer within so many seconds.
     """
-    return _adb(device, "shell", script, seconds=seconds)
+    # Without the mark at the end a connection that breaks is a success: adb's exit code is 0 then.
+    result = _adb(device, "shell", f"({script}); echo {_END}$?", seconds=seconds)
+    said, end, code = result.stdout.rpartition(_END)
+    if not end or not code.strip().isdecimal():
+        check_ready(device)
+        raise DeviceError(f"{device.name}: the connection was lost ({_last_line(result)}); check the cable, try again")
+    return subprocess.CompletedProcess(result.args, int(code), said, result.stderr)
 
 
-def fail(device: AdbDevice, what: str, result: subprocess.CompletedProcess[str]) -> NoReturn:
-    """Says why a command of adb's failed: the connection, or the command there.
-
-    Raises:
-        DeviceError: Always.
-    """
-    check_ready(device)  # adb's own exit codes are those of commands, too
-    raise DeviceError(f"{device.name}: {what} failed there (exit code {result.returncode}): {_last_line(result)}")
+def failure(device: AdbDevice, what: str, result: subprocess.CompletedProcess[str]) -> DeviceError:
+    """The error to raise for a command that failed on the device."""
+    return DeviceError(f"{device.name}: {what} failed there (exit code {result.returncode}): {_last_line(result)}")
 
 
 def _last_line(result: subprocess.CompletedProcess[str]) -> str:
@@ -223,10 +225,11 @@ def _remove(device: AdbDevice, folder: str) -> str | None:
     """Removes it; why that failed, or None. A cable that wiggled gets time to come back."""
     script = f"rm -rf {folder}"
     try:
-        result = _adb(device, "shell", script)
-        if result.returncode:
+        try:
+            result = shell(device, script)
+        except DeviceError:
             _adb(device, "wait-for-device", seconds=_RETURN_SECONDS)
-            result = _adb(device, "shell", script)
+            result = shell(device, script)
     except DeviceError as error:
         return str(error)
     return _last_line(result) if result.returncode else None

@@ -20,7 +20,7 @@ from vitedge.benchmarks.adb import (
     ask,
     check_ready,
     check_space,
-    fail,
+    failure,
     private_folder,
     push,
     sha256_there,
@@ -165,7 +165,7 @@ def _run(device: AdbDevice, tool: str, model: _Model, *, threads: int, seconds: 
     said, _, sensors = result.stdout.partition(SENSORS_BEGIN)
     if result.returncode:
         result.stdout = said
-        fail(device, f"benchmark_model on the {model.name} model", result)
+        raise failure(device, f"benchmark_model on the {model.name} model", result)
     return parse_run(said), parse_state(SENSORS_BEGIN + sensors)
 
 

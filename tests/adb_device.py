@@ -20,7 +20,7 @@ from pathlib import Path
 
 _VERSION, _MAX_DATA = 0x01000001, 256 << 10
 _BANNER = b"device::ro.product.name=test;ro.product.model=test;ro.product.device=test;features=shell_v2,cmd"
-_TOKEN = 1  # of AUTH: sign this
+_TOKEN, _PUBLIC_KEY = 1, 3  # of AUTH: sign this; ask the user about this key
 _STDOUT, _STDERR, _EXIT = 1, 2, 3  # of the shell protocol
 _ROOTED = ("/data/local/tmp", "/sys/devices/system/cpu", "/sys/class/thermal", "/proc/cpuinfo")
 _PROGRAMS = {
@@ -194,7 +194,7 @@ class _Connection:
 
     def _handle(self, command: bytes, first: int, second: int, payload: bytes) -> None:
         if command in (b"CNXN", b"AUTH"):
-            if self._device.silent:
+            if self._device.silent or (command == b"AUTH" and first == _PUBLIC_KEY):  # asks its user, who is away
                 return
             if self._device.authorized:
                 self.send(b"CNXN", _VERSION, _MAX_DATA, _BANNER)
