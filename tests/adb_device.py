@@ -9,7 +9,6 @@ root, so that quoting and exit codes are real; programs that only Android has ar
 import contextlib
 import os
 import queue
-import shutil
 import signal
 import socket
 import struct
@@ -176,6 +175,7 @@ class _Connection:
         except OSError:
             for stream in self._streams.values():
                 stream.close()
+            self._socket.close()
 
     def send(self, command: bytes, first: int, second: int, payload: bytes = b"") -> None:
         magic = struct.unpack("<I", command)[0] ^ 0xFFFFFFFF
@@ -311,7 +311,3 @@ class _Stream:
 
     def _path(self, path: str) -> Path:
         return self._device.root / path.removeprefix("/")
-
-
-def installed() -> bool:
-    return shutil.which("adb") is not None
