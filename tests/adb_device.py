@@ -266,9 +266,9 @@ class _Stream:
         printed = self._process.communicate()
         root = str(self._device.root).encode()
         for kind, data in zip((_STDOUT, _STDERR), printed, strict=True):
-            data = data.replace(root, b"")
-            if data:
-                self._write(struct.pack("<BI", kind, len(data)) + data if has_exit_code else data)
+            said = data.replace(root, b"")
+            if said:
+                self._write(struct.pack("<BI", kind, len(said)) + said if has_exit_code else said)
         if has_exit_code:
             self._write(struct.pack("<BIB", _EXIT, 1, self._process.returncode & 0xFF))
 
@@ -289,14 +289,14 @@ class _Stream:
                 raise AssertionError(f"adb asked for {request!r}, which no test needed so far")
 
     def _receive(self, path: Path) -> None:
-        data = b""
+        data = bytearray()
         while True:
             kind, size = struct.unpack("<4sI", self._take(8))
             if kind == b"DONE":  # the number is a time
                 break
             data += self._take(size)
         if self._device.corrupts:
-            data = data[:-1] + bytes([data[-1] ^ 1])
+            data[-1] ^= 1
         path.write_bytes(data)
         self._write(struct.pack("<4sI", b"OKAY", 0))
 

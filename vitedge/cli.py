@@ -261,12 +261,7 @@ def bench(
     `vitedge bench out --device adb:R5CT10XYZ --benchmark-model android_aarch64_benchmark_model`
     """
     with errors():
-        if device == "local":
-            if device_python is not None or no_install or ssh_config or benchmark_model or delegate:
-                raise VitedgeError(
-                    "--device-python, --no-install, --ssh-config, --benchmark-model and --delegate are for a --device"
-                )
-        else:
+        if device != "local":
             if torch or vendors or cpus is not None or batch != 1:
                 raise VitedgeError("--device: leave --torch, --vendors, --cpus and --batch out; they are for this host")
             counts = _counts(threads)
@@ -284,6 +279,10 @@ def bench(
             )
             _bench_on_device(artifact, where, counts[0], seconds, as_json, quiet)
             return
+        if device_python is not None or no_install or ssh_config or benchmark_model or delegate:
+            raise VitedgeError(
+                "--device-python, --no-install, --ssh-config, --benchmark-model and --delegate are for a --device"
+            )
         from vitedge import tables
         from vitedge.commands.bench import RivalRequest
         from vitedge.commands.bench import bench as run_bench
