@@ -174,8 +174,8 @@ def _parse(path: Path, document: Any) -> Result:
     digest = document.get("source_digest")
     if form == "vitedge-device/1":
         selftest, bench = document["selftest"], document["bench"]
-        digest = selftest.get("source_digest") if selftest else bench["source_digest"]
-        _numbers_of_selftest(selftest, artifacts)
+        digest = (selftest or bench)["source_digest"]
+        _numbers_of_selftest(selftest, artifacts)  # over adb there is none
         machine = _machine(selftest["machine"]) if selftest else None
         runs = bench["runs"] if bench else []
     elif form == "vitedge-benches/2":

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vitedge.runtimes.errors import VitedgeError
+from vitedge.benchmarks.devices import DeviceError, DeviceResult
 
 _MINIMUM_PYTHON = (3, 11)
 _CONNECTION_LOST = 255  # ssh's own exit code
@@ -53,10 +53,6 @@ _URL = re.compile(
 )
 
 
-class DeviceError(VitedgeError):
-    """A device cannot be reached, refuses, lacks something, or fails in a step."""
-
-
 @dataclass(frozen=True)
 class SshDevice:
     """Where it is, and how to use it.
@@ -78,33 +74,6 @@ class SshDevice:
         return f"ssh://{user or ''}{self.host}{port or ''}"
 
 
-@dataclass(frozen=True)
-class DeviceResult:
-    """What a device said: documents of `python -m vitedge.device selftest --json` and `bench --json`; the latter is
-    None if the files did not arrive whole.
-    """
-
-    device: str
-    selftest: dict[str, Any]
-    bench: dict[str, Any] | None
-
-    def lines(self) -> Iterator[str]:
-        """As text: what was tested, and how fast each artifact is."""
-        machine = self.selftest["machine"]
-        yield f"{self.device}: {machine['cpu_model'] or machine['architecture']}, {machine['system']}"
-        for check in self.selftest["checks"]:
-            yield f"{check['status'].upper():4}  {check['step']} {check['artifact'] or ''}  {check['found']}"
-            if check["cause"]:
-                yield f"      likely cause: {check['cause']}"
-        for run in self.bench["runs"] if self.bench else ():
-            for name, pair in run["pairs"].items():
-                yield f"{name}: INT8 {pair['artifact']['latency_median_ms']:.2f} ms; {pair['verdict']}"
-                yield from (f"doubt: {name}: {flag}" for flag in pair["flags"])
-
-    def to_json(self) -> dict[str, Any]:
-        return {"format": "vitedge-device/1", "device": self.device, "selftest": self.selftest, "bench": self.bench}
-
-
 def parse_ssh(text: str) -> SshDevice:
     """`ssh://user@host:port`; user and port may be left to ssh's configuration.
 
@@ -113,7 +82,7 @@ def parse_ssh(text: str) -> SshDevice:
     """
     found = _URL.fullmatch(text)
     if found is None or int(found["port"] or 22) > 65535:
-        raise DeviceError(f"--device: expected local or ssh://user@host:port, found {text}")
+        raise DeviceError(f"--device: expected local, ssh://user@host:port or adb:SERIAL, found {text}")
     return SshDevice(found["host"].strip("[]"), found["user"], int(found["port"]) if found["port"] else None)
 
 

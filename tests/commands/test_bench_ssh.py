@@ -254,7 +254,7 @@ def test_a_lost_connection_says_what_is_left(built: Path, site: Site, server: Ho
      "http://host", "host", "ssh://a b", "ssh://$(touch x)", "ssh://host;ls"],
 )  # fmt: skip
 def test_what_is_no_device(text: str) -> None:
-    with pytest.raises(DeviceError, match="expected local or ssh://user@host:port"):
+    with pytest.raises(DeviceError, match="expected local, ssh://user@host:port or adb:SERIAL"):
         parse_ssh(text)
 
 
