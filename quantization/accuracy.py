@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from vitedge.quantization.fidelity import Fidelity, FloatArray, Moments, OutputAccuracy
 from vitedge.quantization.intervals import Estimate, bounded_estimate
 from vitedge.quantization.labels import Drop, feature_drops, label_indices, top_classes, top_drops
+from vitedge.quantization.per_image import PerImage, per_image
 from vitedge.quantization.retrieval import Retrieval, compare_retrieval
 from vitedge.runtimes.errors import AccuracyError
 
@@ -38,6 +39,7 @@ class AccuracyReport:
         same_top_class: Share of images with the same top class; None without a classifier.
         drops: What the labels allow: k-NN and linear probe for any encoder, top-1 and top-5 for classifiers.
         notes: What could not be measured, and why.
+        per_image: Of every image; too long for `to_json`, which goes into manifests and so to devices.
     """
 
     images: int
@@ -47,6 +49,7 @@ class AccuracyReport:
     same_top_class: Estimate | None
     drops: tuple[Drop, ...]
     notes: tuple[str, ...]
+    per_image: PerImage
 
     @property
     def neighbor_agreement(self) -> float | None:
@@ -69,7 +72,28 @@ class AccuracyReport:
         return index + labels + self.notes
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self) | {"verdicts": self.verdicts}
+        document = asdict(self) | {"verdicts": self.verdicts}
+        del document["per_image"]
+        return document
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any], per_image: PerImage) -> "AccuracyReport":
+        """What `to_json` wrote, with what it left out; whatever is wrong with it is a KeyError or a TypeError."""
+        patches, same = document["patch_tokens"], document["same_top_class"]
+        retrieval: dict[str, Any] = {
+            key: Estimate(**value) if isinstance(value, dict) else value
+            for key, value in (document["retrieval"] or {}).items()
+        }
+        return cls(
+            images=document["images"],
+            outputs={name: OutputAccuracy(**found) for name, found in document["outputs"].items()},
+            patch_tokens=patches and OutputAccuracy(**patches),
+            retrieval=Retrieval(**retrieval) if retrieval else None,
+            same_top_class=same and Estimate(**same),
+            drops=tuple(Drop(**drop) for drop in document["drops"]),
+            notes=tuple(document["notes"]),
+            per_image=per_image,
+        )
 
     def drop(self, metric: str) -> Drop | None:
         return next((drop for drop in self.drops if drop.metric == metric), None)
@@ -154,6 +178,7 @@ class Comparison:
             same_top_class=same_top_class,
             drops=tuple(drop for drops in measured for drop in drops),
             notes=tuple(found for found in (retrieval, by_logits, by_features) if isinstance(found, str)),
+            per_image=per_image(fp32, int8),
         )
 
     def _classified(

@@ -1,4 +1,4 @@
-"""The command line that carries artifacts to devices and into apps: bundle, embed, compare.
+"""The command line that carries artifacts to devices and into apps, and shows results: bundle, embed, report, compare.
 
 Each command is a thin face of a plain function in `commands/`, which it imports when it is called.
 """
@@ -67,6 +67,33 @@ def embed(
             print_json({"format": "vitedge-embedded/1", **document})
         else:
             typer.echo(f"{out}: {result.runtime} for {platform}; {out / 'README.md'} says how to go on")
+
+
+@deploy.command()
+def report(
+    build: Annotated[Path, typer.Argument(help="The OUT of a build.")],
+    out: Annotated[
+        Path | None, typer.Option(help="The file to write. Default: report.html in the build's folder.")
+    ] = None,
+    device: Annotated[
+        list[Path] | None,
+        typer.Option(help="What vitedge bench --device … --json printed; may be repeated.", show_default=False),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """One HTML page of everything measured: verdicts, plots, the worst images, sensitivity, devices. Needs no network.
+
+    Example: `vitedge report out --device pi.json`
+    """
+    with errors():
+        from vitedge.commands.report import report as write_report
+
+        path = build / "report.html" if out is None else out
+        size_bytes = write_report(build, path, device or ())
+        if as_json:
+            print_json({"format": "vitedge-page/1", "out": str(path), "size_bytes": size_bytes})
+        else:
+            typer.echo(f"{path}: {size_bytes / 1e3:.0f} kB; open it in a browser")
 
 
 @deploy.command()

@@ -1,4 +1,9 @@
-"""Names of modules and tensors, shortened for people."""
+"""Names as people read them."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+RUNTIME_NAMES: Mapping[str, str] = MappingProxyType({"onnx": "ONNX", "openvino": "OpenVINO", "tflite": "TFLite"})
 
 
 def pattern(name: str) -> str:

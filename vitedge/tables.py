@@ -8,7 +8,7 @@ from rich.console import Console as RichConsole
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-from vitedge.names import pattern
+from vitedge.names import RUNTIME_NAMES, pattern
 from vitedge.runtimes.manifest import Manifest
 from vitedge.runtimes.saturation import Saturation
 
@@ -16,7 +16,6 @@ _WIDTH = 112
 _UNSAFE_NAMED = 5
 RUN_ROWS = 10  # images of a run that its table shows
 _INTERVALS = "± and [ ]: 95 % bootstrap interval over images; p: McNemar's exact test"
-_NAMES = {"onnx": "ONNX", "openvino": "OpenVINO", "tflite": "TFLite"}
 
 
 def show(*renderables: RenderableType) -> None:
@@ -33,7 +32,7 @@ def build_table(result: Any) -> RenderableType:
     table.add_column("")
     manifests: Mapping[str, Manifest] = result.manifests
     for runtime in manifests:
-        table.add_column(_NAMES[runtime], justify="right", overflow="fold")
+        table.add_column(RUNTIME_NAMES[runtime], justify="right", overflow="fold")
     columns = {runtime: _rows(result, runtime) for runtime in manifests}
     for label in next(iter(columns.values())):
         table.add_row(label, *(columns[runtime].get(label, "") for runtime in manifests))
@@ -70,8 +69,8 @@ def accuracy_table(accuracy: Mapping[str, Any]) -> RenderableType:
     table = Table(title="INT8 against PyTorch FP32", title_justify="left", header_style="bold")
     table.add_column("")
     for name in accuracy:
-        table.add_column(_NAMES.get(name, name), justify="right")
-    columns = {name: _accuracy_rows(report) for name, report in accuracy.items()}
+        table.add_column(RUNTIME_NAMES.get(name, name), justify="right")
+    columns = {name: accuracy_rows(report) for name, report in accuracy.items()}
     for label in next(iter(columns.values())):
         table.add_row(label, *(columns[name].get(label, "") for name in accuracy))
     return Group(table, *_verdicts(accuracy))
@@ -89,7 +88,7 @@ def bench_table(report: Any) -> RenderableType:
         ours = [(result.precision.upper(), result) for result in (pair.artifact, pair.fp32) if result is not None]
         for label, result in [*ours, *((rival.name, rival.result) for rival in pair.rivals)]:
             table.add_row(
-                _NAMES[runtime],
+                RUNTIME_NAMES[runtime],
                 label,
                 f"{result.latency_median_ms:.2f}",
                 f"{result.latency_p90_ms:.2f}",
@@ -106,13 +105,13 @@ def bench_table(report: Any) -> RenderableType:
 
 def _bench_words(report: Any) -> list[str]:
     """Verdicts on artifacts, the best of them, and what makes the numbers doubtful."""
-    lines = [f"{_NAMES[runtime]}: {report.verdict(runtime)}" for runtime in report.pairs]
+    lines = [f"{RUNTIME_NAMES[runtime]}: {report.verdict(runtime)}" for runtime in report.pairs]
     for runtime, pair in report.pairs.items():
-        lines += [f"{_NAMES[runtime]}: {rival.verdict}" for rival in pair.rivals]
+        lines += [f"{RUNTIME_NAMES[runtime]}: {rival.verdict}" for rival in pair.rivals]
     lines.append(report.best.verdict)
     doubts = [*report.flags]
     for runtime, pair in report.pairs.items():
-        doubts += [f"{_NAMES[runtime]}: {flag}" for flag in pair.flags]
+        doubts += [f"{RUNTIME_NAMES[runtime]}: {flag}" for flag in pair.flags]
     return [*lines, *(f"doubt: {doubt}" for doubt in doubts)]
 
 
@@ -145,7 +144,7 @@ def inspect_table(item: Any) -> RenderableType:
     source = manifest.source
     revision = f" at {source['revision']}" if source["revision"] else ""
     table.add_row("source", f"{source['source']}{revision} (digest {source['digest'][:12]}…)")
-    table.add_row("runtime", f"{_NAMES[manifest.runtime]}, {manifest.minimum_runtime} or later")
+    table.add_row("runtime", f"{RUNTIME_NAMES[manifest.runtime]}, {manifest.minimum_runtime} or later")
     table.add_row("precision", f"{manifest.precision.upper()}, target {manifest.target}")
     table.add_row("size", f"{manifest.size_bytes / 1e6:.1f} MB in {', '.join(file.name for file in manifest.files)}")
     for kind, tensors in (("input", manifest.inputs), ("output", manifest.outputs)):
@@ -202,7 +201,7 @@ def _rows(result: Any, runtime: str) -> dict[str, str]:
     if manifest.source["random_weights"]:
         rows["accuracy"] = "random weights"
     elif runtime in _judged(result):
-        rows |= _accuracy_rows(_judged(result)[runtime])
+        rows |= accuracy_rows(_judged(result)[runtime])
     else:
         rows["accuracy"] = "no evaluation images"
     rows["integer share of MACs"] = f"{manifest.operations.integer_share:.1%}"
@@ -230,11 +229,12 @@ def _verdicts(accuracy: Mapping[str, Any]) -> list[str]:
     said: dict[str, list[str]] = {}
     for name, report in accuracy.items():
         for verdict in report.verdicts:
-            said.setdefault(verdict, []).append(_NAMES.get(name, name))
+            said.setdefault(verdict, []).append(RUNTIME_NAMES.get(name, name))
     return [_INTERVALS, *(f"{', '.join(names)}: {verdict}" for verdict, names in said.items())] if said else []
 
 
-def _accuracy_rows(report: Any) -> dict[str, str]:
+def accuracy_rows(report: Any) -> dict[str, str]:
+    """Every number of an `AccuracyReport`, by what it is called."""
     hidden_state = report.outputs["last_hidden_state"]
     rows = _direction_rows("CLS", hidden_state) | _noise_rows("last_hidden_state", hidden_state)
     if report.patch_tokens:

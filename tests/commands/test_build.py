@@ -31,6 +31,7 @@ def test_build_leaves_three_artifacts_the_plan_and_a_report(built: Path) -> None
         "tflite",
         "fp32",
         "golden",
+        "report",
         "plan.json",
         "plan.safetensors",
         "report.json",
@@ -86,7 +87,7 @@ def test_second_build_replaces_the_first_whole(site: Site, tmp_path: Path) -> No
     assert site.build(out, "--runtime", "onnx,tflite").exit_code == 0
     (out / "stray").write_text("of an earlier build")
     assert site.build(out, "--runtime", "openvino", "--target", "vnni").exit_code == 0
-    assert names(out) == {"openvino", "golden", "plan.json", "plan.safetensors", "report.json"}
+    assert names(out) == {"openvino", "golden", "report", "plan.json", "plan.safetensors", "report.json"}
     assert report_of(out)["target"] == "vnni"
     assert names(tmp_path) == {"out"}
 

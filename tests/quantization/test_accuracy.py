@@ -133,6 +133,9 @@ def test_report_is_valid_json_whatever_is_missing() -> None:
         assert document["verdicts"] == list(report.verdicts)
         assert document["outputs"]["last_hidden_state"]["sqnr_db"] == 300.0
         assert document.keys() >= {"patch_tokens", "retrieval", "drops", "notes"}
+        assert "per_image" not in document  # manifests travel
+        again = AccuracyReport.from_json(document, report.per_image)
+        assert json.dumps(again.to_json()) == json.dumps(report.to_json())
 
 
 def test_all_zero_outputs_are_far_from_perfect() -> None:

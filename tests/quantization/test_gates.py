@@ -13,6 +13,7 @@ from vitedge.quantization.fidelity import OutputAccuracy
 from vitedge.quantization.gates import NO_GATES, Gates, check, doubts, gated_drop, parse_fraction
 from vitedge.quantization.intervals import Interval
 from vitedge.quantization.labels import Drop
+from vitedge.quantization.per_image import PerImage
 from vitedge.runtimes.errors import AccuracyError
 
 
@@ -46,7 +47,7 @@ def report(
     *drops: Drop, outputs: Mapping[str, OutputAccuracy] | None = None, notes: tuple[str, ...] = ()
 ) -> AccuracyReport:
     judged = {"last_hidden_state": output()} if outputs is None else outputs
-    return AccuracyReport(100, judged, output(-1.0), None, None, drops, notes)
+    return AccuracyReport(100, judged, output(-1.0), None, None, drops, notes, PerImage((), ()))
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,7 @@ from vitedge.quantization.gates import check, doubts
 from vitedge.quantization.integer_search import IntegerSearchResult
 from vitedge.quantization.saved_plan import SavedPlan
 from vitedge.quantization.search import SearchResult
+from vitedge.report.images import IMAGES_FOLDER, write_images
 from vitedge.runtimes.errors import GateFailedError, PlanError
 from vitedge.runtimes.golden import GOLDEN_FOLDER
 from vitedge.runtimes.load import load_encoder
@@ -102,6 +103,8 @@ def build(request: BuildRequest, console: Console) -> BuildResult:
         built.planned.plan.save(new)
         if built.planned.searches:
             built.planned.plot(new / "search.svg")
+        if evaluation is not None and not request.random_weights:
+            write_images(new / IMAGES_FOLDER, evaluation, {name: own.per_image for name, own in built.accuracy.items()})
         failures = tuple(f"{name}: {failure}" for name in request.runtimes for failure in built.failures(name, request))
         for doubt in _doubts(built.accuracy, request):
             console.warn(doubt)

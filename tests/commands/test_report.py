@@ -1,0 +1,462 @@
+"""`vitedge report`: what the page shows of real builds, what it must not let in, and that it fits a phone."""
+
+import base64
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from tests.commands.conftest import LINEARS, Site, contents, names, report_of
+from vitedge.report.images import read_images
+
+HOSTILE = "<script>alert(1)</script>\"'&<img src=x onerror=alert(2)>"
+CHROMIUM = shutil.which("chromium")
+needs_chromium = pytest.mark.skipif(os.environ.get("CI") is None and CHROMIUM is None, reason="needs Debian's chromium")
+
+
+class Html(HTMLParser):
+    """The tags, attributes and text of a page."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.source = path.read_text()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str, str]] = []
+        self.words: list[str] = []
+        self.feed(self.source)
+        self.text = " ".join(" ".join(self.words).split()).replace("±\u00a0", "± ")
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+
+    def handle_data(self, data: str) -> None:
+        if self.tags[-1:] != ["style"]:
+            self.words.append(data)
+
+    def values(self, tag: str, name: str) -> list[str]:
+        return [value for found, key, value in self.attributes if (found, key) == (tag, name)]
+
+
+def page_of(site: Site, build: Path, *options: str | Path) -> Html:
+    result = site.vitedge("report", build, *options)
+    assert result.exit_code == 0, result.output
+    return Html(build / "report.html")
+
+
+def changed(build: Path, folder: Path, change: Callable[[Any], None], file: str = "report.json") -> Path:
+    """A copy of a build with one document changed."""
+    copy = folder / "copy"
+    shutil.copytree(build, copy, ignore=shutil.ignore_patterns("fp32", "*.bin", "*.onnx", "*.tflite"))
+    document = json.loads((copy / file).read_text())
+    change(document)
+    (copy / file).write_text(json.dumps(document))
+    return copy
+
+
+@pytest.fixture(scope="module")
+def page(site: Site, built: Path) -> Html:
+    return page_of(site, built)
+
+
+@pytest.fixture(scope="module")
+def searched(site: Site, built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("searched") / "out"
+    before = report_of(built)["accuracy"]["onnx"]["outputs"]["last_hidden_state"]["sqnr_db"]
+    assert site.build(out, "--runtime", "onnx", "--min-sqnr", str(before + 3)).exit_code == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def said(site: Site, built: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """What a device says of the build: this machine, with the build's bundle."""
+    bundle = tmp_path_factory.mktemp("bundle") / "bundle"
+    assert site.vitedge("bundle", built, "--out", bundle, "--with-fp32").exit_code == 0
+
+    def ask(*words: str) -> Any:
+        command = [sys.executable, "-m", "vitedge.device", *words, "--json"]
+        return json.loads(subprocess.run(command, cwd=bundle, capture_output=True, check=True).stdout)
+
+    selftest, bench = ask("selftest"), ask("bench", "--seconds", "0.1")
+    return {"format": "vitedge-device/1", "device": "ssh://pi@board", "selftest": selftest, "bench": bench}
+
+
+def saved(document: Any, folder: Path) -> Path:
+    path = folder / "device.json"
+    path.write_text(json.dumps(document))
+    return path
+
+
+def test_numbers_are_those_of_the_report(built: Path, page: Html) -> None:
+    report = report_of(built)
+    assert page.text.startswith("model: vitedge report")
+    assert f"calibrated on {report['calibration']['images']} images, judged on 24" in page.text
+    for runtime in ("onnx", "openvino", "tflite"):
+        accuracy, pair = report["accuracy"][runtime], report["bench"]["pairs"][runtime]
+        last = accuracy["outputs"]["last_hidden_state"]
+        for text in (
+            f"{last['cosine_mean']:.5f}",
+            f"{last['cosine_worst']:.5f}",
+            f"{last['sqnr_db']:.2f} ± ",
+            f"{accuracy['retrieval']['overlap_at_10']['mean']:.1%} ± ",
+            f"{pair['artifact']['latency_median_ms']:.2f} ms",
+            f"{pair['fp32']['latency_median_ms']:.2f} ms",
+            f"{pair['speedup']['median']:.2f}× [{pair['speedup']['low']:.2f}, {pair['speedup']['high']:.2f}]",
+            f"{pair['artifact']['size_bytes'] / 1e6:.2f} MB",
+            *accuracy["verdicts"],
+            pair["verdict"],
+        ):
+            assert text in page.text, text
+    assert report["bench"]["best"]["verdict"][1:] in page.text
+    assert set(page.values("section", "id")) == {
+        "verdicts", "trade-off", "images", "sensitivity", "devices", "numbers", "build"
+    }  # fmt: skip
+    assert "Not measured: the plan met what was asked for without a search" in page.text
+    assert "None yet: vitedge bench OUT --device" in page.text
+
+
+def test_trade_off_places_faster_to_the_left(built: Path, page: Html) -> None:
+    chart = page.source.partition('id="trade-off"')[2].partition("</section>")[0]
+    found = re.findall(r'cx="([\d.]+)%" cy="([\d.]+)" r="([\d.]+)"><title>(\w+) (INT8|FP32): ([\d.]+) ms', chart)
+    assert len(found) == 6
+    pairs = report_of(built)["bench"]["pairs"]
+    latency = {(name.lower(), precision): float(x) for x, _, _, name, precision, _ in found}
+    expected = {
+        (runtime, side["precision"].upper()): side["latency_median_ms"]
+        for runtime, pair in pairs.items()
+        for side in (pair["artifact"], pair["fp32"])
+    }
+    scale = {round(latency[key] / expected[key], 1) for key in expected}
+    assert max(scale) - min(scale) <= 0.2  # percent of the width per millisecond: one axis that begins at 0
+    int8_y = [float(y) for _, y, _, _, precision, _ in found if precision == "INT8"]
+    assert min(int8_y) > max(float(y) for _, y, _, _, precision, _ in found if precision == "FP32")
+
+
+def test_every_image_is_in_the_histograms_and_the_worst_are_shown(built: Path, page: Html) -> None:
+    kept, report = read_images(built / "report"), report_of(built)
+    counts = [int(text.split()[0]) for text in re.findall(r"<title>(\d+ images from [^<]*)</title>", page.source)]
+    assert sum(counts) == 3 * 24
+    for runtime, found in kept.artifacts.items():
+        last = report["accuracy"][runtime]["outputs"]["last_hidden_state"]
+        assert min(found.cosines) == pytest.approx(last["cosine_worst"], abs=1e-8)
+        assert np.mean(found.cosines) == pytest.approx(last["cosine_mean"], abs=1e-8)
+        assert kept.names[found.worst[0].image] == last["worst_image"]
+        assert len(found.worst) == 6
+        for item in found.worst:
+            assert kept.names[item.image].rpartition("/")[2] in page.text
+            assert f"{item.cosine:.5f} to its FP32" in page.text
+    sources = page.values("img", "src")
+    assert len(sources) == 3 * 6 * 3
+    for source in set(sources):
+        picture = cv2.imdecode(np.frombuffer(base64.b64decode(source.partition(",")[2]), np.uint8), cv2.IMREAD_COLOR)
+        assert picture is not None
+        assert max(picture.shape[:2]) <= 160
+
+
+def test_build_keeps_thumbnails_of_what_is_shown_and_nothing_more(built: Path) -> None:
+    kept = read_images(built / "report")
+    shown = {
+        number
+        for found in kept.artifacts.values()
+        for item in found.worst
+        for number in (item.image, item.fp32.image, item.int8.image)
+    }
+    assert names(built / "report") == {"images.json", *(f"{number}.jpg" for number in shown)}
+    manifest = json.loads((built / "onnx" / "manifest.json").read_text())
+    assert "per_image" not in manifest["accuracy"]
+
+
+def test_sensitivity_of_a_search(site: Site, searched: Path) -> None:
+    page, found = page_of(site, searched), report_of(searched)["search"]["onnx"]
+    for name, levels in found["sensitivity_db"].items():
+        for precision, value in levels.items():
+            assert f"{name}, {precision}: {value:.1f} dB" in page.text
+    worst = min(found["sensitivity_db"], key=lambda name: min(found["sensitivity_db"][name].values()))
+    table = page.source.partition('id="sensitivity"')[2].partition("<tbody>")[2]
+    assert re.search(r"<td>([^<]*)</td>", table)[1] == worst  # type: ignore[index]
+    assert f"{found['found']['steps']} steps from static to dynamic, then to float" in page.text
+    assert f"{found['found']['sqnr_db']:.2f} dB" in page.text
+    assert len(found["sensitivity_db"]) == LINEARS
+    assert "Not measured" not in page.text
+
+
+def test_search_of_an_npu_build(site: Site, tmp_path: Path) -> None:
+    def build(out: Path, *options: str) -> Any:
+        assert site.build(out, "--target", "npu", *options).exit_code == 0
+        return report_of(out)
+
+    narrow = build(tmp_path / "narrow", "--activations", "int8")["accuracy"]["tflite"]["outputs"]["last_hidden_state"]
+    found = build(tmp_path / "out", "--min-sqnr", str(narrow["sqnr_db"] + 3))["search"]["tflite"]
+    page = page_of(site, tmp_path / "out")
+    for name, value in found["sensitivity_db"].items():
+        assert f"{name}, 8 bits: {value:.1f} dB" in page.text
+    assert f"{found['found']['sixteen_bit_tensors']} activations with 16 bits" in page.text
+    assert "Not benchmarked by this build" in page.text
+
+
+def test_devices(site: Site, built: Path, said: Any, tmp_path: Path) -> None:
+    page = page_of(site, built, "--device", saved(said, tmp_path))
+    assert "ssh://pi@board self-test passed" in page.text
+    for check in said["selftest"]["checks"]:
+        assert check["found"] in page.text
+    for pair in said["bench"]["runs"][0]["pairs"].values():
+        assert f"{pair['artifact']['latency_median_ms']:.2f} {pair['fp32']['latency_median_ms']:.2f}" in page.text
+    # The halves, as printed on the device; and a device whose files arrived damaged.
+    for name, half in (("selftest", said["selftest"]), ("bench", said["bench"])):
+        (tmp_path / f"{name}.json").write_text(json.dumps(half))
+    damaged = {"step": "files", "artifact": None, "status": "fail", "found": "other", "cause": "in transit"}
+    selftest = said["selftest"] | {"passed": False, "source_digest": None, "artifacts": {}, "checks": [damaged]}
+    broken = saved(said | {"selftest": selftest, "bench": None}, tmp_path)
+    halves = ("--device", tmp_path / "selftest.json", "--device", tmp_path / "bench.json")
+    page = page_of(site, built, *halves, "--device", broken)
+    assert "selftest self-test passed" in page.text
+    assert "self-test FAILED" in page.text
+    assert "likely cause: in transit" in page.text
+
+
+def test_what_was_not_measured_says_how(site: Site, built: Path, tmp_path: Path) -> None:
+    def bare(document: Any) -> None:
+        document |= {"bench": None, "accuracy": {}, "evaluation": None}
+
+    build = changed(built, tmp_path, bare)
+    shutil.rmtree(build / "report")
+    text = page_of(site, build).text
+    assert "Not judged: no evaluation images" in text
+    assert "Not benchmarked by this build" in text
+    assert "No images were judged" in text
+
+
+def test_random_weights_have_no_accuracy(site: Site, built: Path, tmp_path: Path) -> None:
+    def random(document: Any) -> None:
+        document["accuracy"] = None
+        document["source"]["random_weights"] = True
+
+    build = changed(built, tmp_path, random)
+    shutil.rmtree(build / "report")
+    text = page_of(site, build).text
+    assert "Random weights: speed and size are those of the shape" in text
+    assert "There is latency, but no accuracy" in text
+
+
+def test_older_builds_and_refused_ones(site: Site, built: Path, tmp_path: Path) -> None:
+    def refused(document: Any) -> None:
+        document["gate_failures"] = ["onnx: SQNR 20 dB, below 30"]
+
+    build = changed(built, tmp_path, refused)
+    shutil.rmtree(build / "report")
+    text = page_of(site, build).text
+    assert "ONNX refused" in text
+    assert "refused by a gate: SQNR 20 dB, below 30" in text
+    assert "an older vitedge made it" in text
+
+
+def test_hostile_names_are_text(site: Site, built: Path, said: Any, tmp_path: Path) -> None:
+    def name_images(document: Any) -> None:
+        document["names"] = [HOSTILE] * 24
+
+    build = changed(built, tmp_path, name_images, "report/images.json")
+    report = report_of(build)
+    report["source"]["source"] = HOSTILE.replace("/", "")
+    report["bench"]["best"]["verdict"] = report["bench"]["machine"]["cpu_model"] = HOSTILE
+    report["accuracy"]["onnx"]["verdicts"] = report["accuracy"]["onnx"]["notes"] = [HOSTILE]
+    report["accuracy"]["onnx"]["outputs"]["last_hidden_state"]["worst_image"] = HOSTILE
+    report["search"] = {
+        "onnx": {
+            "found": {"steps": 1, "sqnr_db": 1.0},
+            "curve": [{"steps": 0, "sqnr_db": 0.0}],
+            "sensitivity_db": {HOSTILE: {"static": 1.0}},
+        }
+    }
+    (build / "report.json").write_text(json.dumps(report))
+    check = {"step": HOSTILE, "artifact": HOSTILE, "status": HOSTILE, "found": HOSTILE, "cause": HOSTILE}
+    selftest = said["selftest"] | {"checks": [check]}
+    page = page_of(site, build, "--device", saved(said | {"device": HOSTILE, "selftest": selftest}, tmp_path))
+    assert not {"script", "iframe", "object", "link", "base"} & set(page.tags)
+    assert not [name for _, name, _ in page.attributes if name.startswith("on")]
+    assert page.text.count("<img src=x onerror=alert(2)>") > 3 * 6 * 3  # as text
+    assert "<script" not in page.source
+    assert len(page.values("img", "src")) == 3 * 6 * 3
+
+
+def test_nothing_comes_from_elsewhere(site: Site, searched: Path, page: Html) -> None:
+    for found in (page, page_of(site, searched)):
+        assert [value for value in found.values("meta", "content") if "default-src 'none'" in value]
+        loads = [
+            value for _, name, value in found.attributes if name in ("src", "href", "srcset", "data", "xlink:href")
+        ]
+        assert loads
+        assert all(value.startswith("data:image/jpeg;base64,") for value in loads)
+        assert not re.search(r"url\(|@import|https?://", found.source)
+
+
+def test_out_is_replaced_at_once_or_not_at_all(
+    site: Site, built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "pages" / "page.html"
+    out.parent.mkdir()
+    result = site.vitedge("report", built, "--out", out, "--json")
+    assert json.loads(result.stdout) == {
+        "format": "vitedge-page/1", "out": str(out), "size_bytes": out.stat().st_size
+    }  # fmt: skip
+    before = contents(out.parent)
+    assert before.keys() == {"page.html"}
+
+    def full(self: Path, target: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", full)
+        result = site.vitedge("report", built, "--out", out)
+    assert result.exit_code == 2
+    assert "cannot be written (No space left on device); what was there before is unchanged" in result.stderr
+    assert contents(out.parent) == before
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        ("photo.jpg", "expected the name of an .html file"),
+        ("nowhere/page.html", "cannot be written (No such file or directory)"),
+        ("folder.html", "cannot be written (Is a directory)"),
+    ],
+)
+def test_impossible_outputs(site: Site, built: Path, tmp_path: Path, out: str, message: str) -> None:
+    (tmp_path / "folder.html").mkdir()
+    result = site.vitedge("report", built, "--out", tmp_path / out)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert names(tmp_path) == {"folder.html"}
+
+
+def test_no_build_there(site: Site, tmp_path: Path) -> None:
+    result = site.vitedge("report", tmp_path / "nowhere")
+    assert result.exit_code == 2
+    assert "nowhere: no such folder; expected the OUT of a vitedge build" in result.stderr
+    result = site.vitedge("report", tmp_path)
+    assert result.exit_code == 2
+    assert "report.json: no such file; expected the OUT of a vitedge build" in result.stderr
+    assert names(tmp_path) == set()
+
+
+def without(*keys: str) -> Callable[[Any], None]:
+    def change(document: Any) -> None:
+        for key in keys[:-1]:
+            document = document[key]
+        del document[keys[-1]]
+
+    return change
+
+
+def put(value: Any, *keys: str | int) -> Callable[[Any], None]:
+    def change(document: Any) -> None:
+        for key in keys[:-1]:
+            document = document[key]
+        document[keys[-1]] = value
+
+    return change
+
+
+IMAGES = "report/images.json"
+
+
+@pytest.mark.parametrize(
+    ("change", "file", "message"),
+    [
+        (put("vitedge-report/9", "format"), "report.json", "expected format vitedge-report/1, found vitedge-report/9"),
+        (without("bench", "machine"), "report.json", "report.json: not readable (KeyError: 'machine')"),
+        (
+            without("accuracy", "onnx", "outputs", "last_hidden_state", "sqnr_db"),
+            "report.json",
+            "not readable (TypeErr",
+        ),
+        (put(float("nan"), "bench", "pairs", "onnx", "artifact", "latency_median_ms"), "report.json", "not readable"),
+        (put([1, float("inf")], "bench", "pairs", "onnx", "artifact", "latency_interval_ms"), "report.json", "to draw"),
+        (put("fast", "bench", "pairs", "onnx", "artifact", "latency_median_ms"), "report.json", "not readable"),
+        (put([], "accuracy"), "report.json", "not readable (AttributeError"),
+        (put("x", "format"), IMAGES, "images.json: expected format vitedge-images/1, found x; build again"),
+        (put([], "artifacts", "onnx", "cosines"), IMAGES, "expected a cosine for each of 24 images, found 0"),
+        (put(2.0, "artifacts", "onnx", "cosines", 0), IMAGES, "expected a cosine, found 2.0"),
+        (put(float("nan"), "artifacts", "onnx", "cosines", 0), IMAGES, "expected a cosine, found nan"),
+        (put(99, "artifacts", "onnx", "worst", 0, "image"), IMAGES, "images.json: not readable (ValueError: 99 is not"),
+        (put(-1, "artifacts", "onnx", "worst", 0, "fp32", "image"), IMAGES, "not readable (ValueError: -1 is not in"),
+        (put("x", "format"), "plan.json", "plan.json: expected a plan of format"),
+        (put("x", "format"), "onnx/manifest.json", "manifest.json: expected format vitedge-artifact"),
+    ],
+)
+def test_damaged_documents(
+    site: Site, built: Path, tmp_path: Path, change: Callable[[Any], None], file: str, message: str
+) -> None:
+    build = changed(built, tmp_path, change, file)
+    (build / "report.html").unlink(missing_ok=True)
+    result = site.vitedge("report", build)
+    assert result.exit_code == 2
+    assert message in " ".join(result.stderr.split())
+    assert not (build / "report.html").exists()
+
+
+def test_lost_thumbnails_and_half_a_report(site: Site, built: Path, tmp_path: Path) -> None:
+    build = changed(built, tmp_path, lambda _: None)
+    next((build / "report").glob("*.jpg")).unlink()
+    assert "images.json: not readable (FileNotFoundError" in site.vitedge("report", build).stderr
+    (build / "report.json").write_text('{"format"')
+    result = site.vitedge("report", build)
+    assert result.exit_code == 2
+    assert "report.json: expected a JSON file" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (put("x", "format"), "expected format vitedge-device/1 or vitedge-selftest/1 or vitedge-benches/2, found x"),
+        (put("0" * 64, "selftest", "source_digest"), "about checkpoint 000000000000…, but this build is of"),
+        (put({}, "bench", "artifacts", "onnx", "sha256"), "onnx there has other files than this build's"),
+        (put({"sha256": {}}, "bench", "artifacts", "coreml"), "coreml there has other files than this build's"),
+        (without("selftest", "machine"), "device.json: not readable (KeyError: 'machine'); pass what vitedge bench"),
+        (put([], "selftest"), "device.json: not readable (AttributeError"),
+    ],
+)
+def test_documents_that_are_no_device_of_this_build(
+    site: Site, built: Path, said: Any, tmp_path: Path, change: Callable[[Any], None], message: str
+) -> None:
+    document = json.loads(json.dumps(said))
+    change(document)
+    result = site.vitedge("report", built, "--device", saved(document, tmp_path), "--out", tmp_path / "page.html")
+    assert result.exit_code == 2
+    assert message in " ".join(result.stderr.split())
+    assert not (tmp_path / "page.html").exists()
+
+
+@needs_chromium
+@pytest.mark.parametrize("width", [390, 1280])
+def test_fits_a_phone_and_a_desktop(site: Site, searched: Path, said: Any, tmp_path: Path, width: int) -> None:
+    """In a frame of that width, as a window of Chromium cannot be as narrow as a phone."""
+    # The artifacts there are those of the other build.
+    document = {half: {**said[half], "artifacts": {}} if half in ("selftest", "bench") else said[half] for half in said}
+    device = saved(document, tmp_path)
+    assert site.vitedge("report", searched, "--out", tmp_path / "page.html", "--device", device).exit_code == 0
+    frame = tmp_path / "frame.html"
+    frame.write_text(
+        f'<iframe src="page.html" style="width:{width}px;height:800px;border:0"></iframe><script>onload = () => {{'
+        " const page = document.querySelector('iframe'), root = page.contentDocument.scrollingElement;"
+        " document.title = `${page.contentWindow.innerWidth} ${root.scrollWidth} ${root.scrollHeight}`"
+        " + ` ${page.contentDocument.images[0].naturalWidth}`; }</script>"
+    )
+    assert CHROMIUM is not None
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files", "--dump-dom"]
+    command += [f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width + 100},900", frame.as_uri()]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
+    inner, scroll, height, picture = map(int, re.search(r"<title>(\d+) (\d+) (\d+) (\d+)</title>", shown).groups())  # type: ignore[union-attr]
+    assert inner == width
+    assert scroll <= inner
+    assert height > 2000
+    assert picture == 40  # the thumbnails of images of 40 pixels are allowed by the page's own policy
