@@ -17,7 +17,7 @@ export async function fetchBytes(url: URL): Promise<Uint8Array<ArrayBuffer>> {
 }
 
 /** Float32 values of a little-endian file, as many as expected. Throws as `fetchBytes`, and if there are not as many. */
-export async function fetchFloats(url: URL, expected: number): Promise<Float32Array<ArrayBuffer>> {
+export async function fetchFloats(url: URL, expected: number): Promise<Float32Array> {
   return new Float32Array((await fetchExactly(url, expected * 4)).buffer); // browsers run on little-endian CPUs only
 }
 

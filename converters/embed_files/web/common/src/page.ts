@@ -6,7 +6,7 @@ import { contract } from "./contract.js";
 import { decodeImage, type Decoded } from "./decode.js";
 import type { Encoder } from "./encoder.js";
 import { fetchBytes, fetchLines } from "./files.js";
-import { preprocess } from "./preprocess.js";
+import { normalize, preprocess } from "./preprocess.js";
 import { loadGolden, testDecoding, testInference, testPreprocessing, type Golden, type Step } from "./selftest.js";
 import type { Outputs } from "./tensor.js";
 import { drawFeatures, drawImage, drawSimilarity, element, GRID, showClasses, tokenOf } from "./view.js";
@@ -59,6 +59,7 @@ async function load(): Promise<void> {
     encoder.threads === 1 ? "1 thread" : `${encoder.threads} threads`,
     encoder.checked ? "model checked" : "model not checked: that needs https or localhost",
   ].join(" · ");
+  await encoder.run(normalize(new Uint8Array(contract.height * contract.width * 3))); // the first run takes longer
   connect(encoder, labels, golden);
 }
 

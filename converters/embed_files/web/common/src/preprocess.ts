@@ -5,7 +5,7 @@ import { contract, type Resample } from "./contract.js";
 
 /** 8-bit RGB, row by row, without padding. */
 export interface Image {
-  data: Uint8Array | Uint8ClampedArray;
+  data: Uint8Array;
   height: number;
   width: number;
 }
@@ -18,8 +18,6 @@ interface Taps {
   begin: number;
   weights: Int32Array;
 }
-
-type Pixels = Uint8Array | Uint8ClampedArray;
 
 const PRECISION_BITS = 32 - 8 - 2; // of Pillow's fixed point coefficients
 const HALF = 1 << (PRECISION_BITS - 1);
@@ -75,7 +73,7 @@ export function preprocess(image: Image): Input {
 }
 
 /** Resized pixels to the encoder's input: normalized and in its order, or, where it takes uint8, as they are. */
-export function normalize(pixels: Pixels): Input {
+export function normalize(pixels: Uint8Array): Input {
   if (contract.inputDtype === "uint8") return new Uint8Array(pixels);
   const area = pixels.length / 3;
   const result = new Float32Array(pixels.length);
@@ -137,7 +135,7 @@ function resizeColumns(image: Image, newWidth: number, resample: Exclude<Resampl
       result[out++] = blue >> PRECISION_BITS;
     }
   }
-  return { data: result, height, width: newWidth };
+  return { data: new Uint8Array(result.buffer), height, width: newWidth };
 }
 
 function resizeRows(image: Image, newHeight: number, resample: Exclude<Resample, "nearest">): Image {
@@ -155,7 +153,7 @@ function resizeRows(image: Image, newHeight: number, resample: Exclude<Resample,
     }
     for (let index = 0; index < values; index++) result[row * values + index] = sums[index]! >> PRECISION_BITS;
   });
-  return { data: result, height: newHeight, width };
+  return { data: new Uint8Array(result.buffer), height: newHeight, width };
 }
 
 /** Source index of each output index, as Pillow's affine transform: pixel centers, stepped one by one. */

@@ -137,6 +137,6 @@ function goldenResized(golden: Golden): Promise<Uint8Array> {
   return fetchExactly(new URL("resized.bin", golden.folder), size);
 }
 
-function countDifferent(found: Uint8Array | Uint8ClampedArray, expected: Uint8Array): number {
+function countDifferent(found: Uint8Array, expected: Uint8Array): number {
   return expected.reduce((count, value, index) => count + Number(value !== found[index]), 0);
 }

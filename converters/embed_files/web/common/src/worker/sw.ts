@@ -5,17 +5,17 @@
 
 declare const BUILD: string;
 declare const FILES: Readonly<Record<string, string>>; // URL relative to the site to integrity, as of `fetch`
-declare const self: ServiceWorkerGlobalScope;
 
-const OURS = `vitedge ${self.registration.scope} `; // other sites of the same origin have caches too
+const worker = self as unknown as ServiceWorkerGlobalScope;
+const OURS = `vitedge ${worker.registration.scope} `; // other sites of the same origin have caches too
 const CACHE = OURS + BUILD;
 
-self.addEventListener("install", (event) => {
+worker.addEventListener("install", (event) => {
   const requests = Object.entries(FILES).map(([url, integrity]) => new Request(url, { integrity, cache: "no-cache" }));
   event.waitUntil(caches.open(CACHE).then((cache) => cache.addAll(requests)));
 });
 
-self.addEventListener("activate", (event) => {
+worker.addEventListener("activate", (event) => {
   const discard = async () => {
     const others = (await caches.keys()).filter((name) => name.startsWith(OURS) && name !== CACHE);
     await Promise.all(others.map((name) => caches.delete(name)));
@@ -23,7 +23,7 @@ self.addEventListener("activate", (event) => {
   event.waitUntil(discard());
 });
 
-self.addEventListener("fetch", (event) => {
+worker.addEventListener("fetch", (event) => {
   const answer = async () => {
     const cache = await caches.open(CACHE);
     const kept = await cache.match(event.request.mode === "navigate" ? "./" : event.request, { ignoreSearch: true });
