@@ -3,7 +3,7 @@
 //     node browser.mjs PLAYWRIGHT_CORE CHROMIUM
 //
 // {"on": "browser", "method": "open", "args": [options]} begins anew, with no cache, cookie or worker of before;
-// "page" and "context" take any method of Playwright, and "log" gives what went wrong on pages since then.
+// "page" and "context" take any method of Playwright; "log" gives what happened on the page since then.
 
 import { createRequire } from "node:module";
 import { createInterface } from "node:readline";
@@ -20,10 +20,12 @@ const on = {
       on.context = await chrome.newContext(options);
       on.context.setDefaultTimeout(120_000);
       on.page = await on.context.newPage();
-      on.log = { errors: [], requests: [], read: () => ({ errors: on.log.errors, requests: on.log.requests }) };
-      on.page.on("pageerror", (error) => on.log.errors.push(String(error)));
-      on.page.on("console", (message) => message.type() === "error" && on.log.errors.push(message.text()));
-      on.page.on("request", (request) => on.log.requests.push(request.url()));
+      const log = { errors: [], requests: [], downloads: [] };
+      on.log = { read: () => log };
+      on.page.on("pageerror", (error) => log.errors.push(String(error)));
+      on.page.on("console", (message) => message.type() === "error" && log.errors.push(message.text()));
+      on.page.on("request", (request) => log.requests.push(request.url()));
+      on.page.on("download", async (download) => log.downloads.push(await download.path()));
       on.threads = { count: () => on.page.workers().length };
     },
   },

@@ -18,7 +18,6 @@ export interface Decoded extends Image {
  * @throws Error if it is not an image, or damaged.
  */
 export async function decodeImage(file: Blob, name: string): Promise<Decoded> {
-  await refuseTruncated(file, name);
   let bitmap: ImageBitmap;
   try {
     bitmap = await createImageBitmap(file, {
@@ -27,26 +26,13 @@ export async function decodeImage(file: Blob, name: string): Promise<Decoded> {
       imageOrientation: "from-image",
     });
   } catch (cause) {
-    throw new Error(`${name}: expected an image, found ${file.size} bytes that this browser cannot decode`, { cause });
+    throw new Error(`${name}: expected an image, found ${file.size} bytes that this browser cannot decode; choose another file`, { cause });
   }
   try {
     return pixelsOf(bitmap, name);
   } finally {
     bitmap.close();
   }
-}
-
-/** Browsers fill what is missing of a truncated file with gray; JPEG and PNG say where they end. */
-async function refuseTruncated(file: Blob, name: string): Promise<void> {
-  const bytes = new Uint8Array(await file.arrayBuffer());
-  const starts = (...magic: number[]) => magic.every((byte, index) => bytes[index] === byte);
-  const jpeg = starts(0xff, 0xd8, 0xff);
-  const png = starts(0x89, 0x50, 0x4e, 0x47);
-  const end = jpeg ? [0xff, 0xd9] : png ? [0x49, 0x45, 0x4e, 0x44] : []; // EOI marker, IEND chunk
-  for (let at = bytes.length - end.length; at >= 0; at--) {
-    if (end.every((byte, index) => bytes[at + index] === byte)) return;
-  }
-  throw new Error(`${name}: a truncated ${jpeg ? "JPEG" : "PNG"} file, found no end in its ${bytes.length} bytes`);
 }
 
 function pixelsOf(bitmap: ImageBitmap, name: string): Decoded {

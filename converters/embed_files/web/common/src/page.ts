@@ -64,11 +64,12 @@ async function load(): Promise<void> {
 }
 
 function connect(encoder: Encoder, labels: readonly string[], golden: Golden): void {
-  const show = (file: Blob, name: string) => perform(`Encoding ${name}`, () => encode(encoder, labels, file, name));
+  const show = (name: string, read: () => Promise<Blob>) =>
+    perform(`Encoding ${name}`, async () => encode(encoder, labels, await read(), name));
   for (const input of [at<HTMLInputElement>("file"), at<HTMLInputElement>("camera")]) {
     input.disabled = false;
     input.addEventListener("change", () => {
-      for (const file of input.files ?? []) show(file, file.name);
+      for (const file of input.files ?? []) show(file.name, async () => file);
       input.value = ""; // so that the same file can be chosen again
     });
   }
@@ -81,7 +82,7 @@ function connect(encoder: Encoder, labels: readonly string[], golden: Golden): v
     event.preventDefault();
     at("drop").classList.remove("over");
     const file = event.dataTransfer?.files[0];
-    if (file) show(file, file.name);
+    if (file) show(file.name, async () => file);
     else perform("Dropping", () => Promise.reject(new Error("expected an image file, found something else")));
   });
   at("samples").replaceChildren(
@@ -89,7 +90,7 @@ function connect(encoder: Encoder, labels: readonly string[], golden: Golden): v
       const [button, image] = [element("button"), element("img")];
       Object.assign(image, { src: png.href, loading: "lazy", alt: `Golden image ${index}` });
       button.append(image);
-      button.addEventListener("click", async () => show(new Blob([await fetchBytes(png)]), image.alt));
+      button.addEventListener("click", () => show(image.alt, async () => new Blob([await fetchBytes(png)])));
       return button;
     }),
   );
@@ -200,5 +201,5 @@ at("save").addEventListener("click", save);
 overlay.addEventListener("change", draw);
 perform("Loading the model", async () => {
   await load();
-  await keepOffline();
+  perform("Preparing to work offline", keepOffline);
 });
