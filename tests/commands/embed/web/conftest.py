@@ -1,12 +1,10 @@
 """Sites of a tiny encoder, built as their README says, and a browser to open them in."""
 
 import base64
-import json
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -60,12 +58,6 @@ def pixels_of(browser: Browser, path: Path) -> np.ndarray:
     found = browser.evaluate(f"{decoded(path)}.then(({{data, height, width}}) => [height, width, [...data]])")
     height, width, data = found
     return np.array(data, np.uint8).reshape(height, width, 3)
-
-
-def edit_json(path: Path, change: Callable[[Any], None]) -> None:
-    document = json.loads(path.read_text())
-    change(document)
-    path.write_text(json.dumps(document))
 
 
 @pytest.fixture(scope="package")

@@ -1,5 +1,6 @@
 """The modules of `vitedge embed --platform web` against Python: pixels, preprocessing, outputs."""
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -73,8 +74,8 @@ def check_against_python(browser: Browser, app: Path, artifact: Path, images: li
             assert found["outputs"][name]["shape"] == list(values.shape)
         state = np.array(found["outputs"]["last_hidden_state"]["values"], np.float32)
         near = fidelity(expected["last_hidden_state"], state.reshape(expected["last_hidden_state"].shape))
-        assert near.cosine > tolerance.min_cosine
-        assert near.sqnr_db > tolerance.min_sqnr_db
+        assert near.cosine_worst >= tolerance.min_cosine
+        assert near.sqnr_db >= tolerance.min_sqnr_db
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
@@ -107,7 +108,7 @@ def test_a_wrong_input_is_refused(runtime: str, apps: Mapping[str, Path], browse
             BrowserError, match="RangeError: input: expected 3072 values of float32, found 5 of float32"
         ):
             browser.evaluate(f"{load}.then((encoder) => encoder.run(new Float32Array(5)))")
-        with pytest.raises(BrowserError, match="RangeError: input: .* found 3072 of uint8"):
+        with pytest.raises(BrowserError, match=r"RangeError: input: .* found 3072 of uint8"):
             browser.evaluate(f"{load}.then((encoder) => encoder.run(new Uint8Array(3072)))")
 
 
@@ -151,9 +152,11 @@ def test_pixels_are_those_of_python(apps: Mapping[str, Path], browser: Browser, 
                 found = pixels_of(browser, tmp_path / name)
                 assert found.shape == expected.shape
                 assert np.abs(found.astype(int) - expected).max() <= (3 if name.endswith("jpg") else 0), orientation
-        tall = Image.fromarray(generator.integers(0, 256, (3000, 1500, 3), dtype=np.uint8))  # more than a strip
-        tall.save(tmp_path / "tall.png", compress_level=1)
-        assert np.array_equal(pixels_of(browser, tmp_path / "tall.png"), np.asarray(tall))
+        tall = picture.resize((1500, 3000), Image.Resampling.NEAREST)  # more than is copied at a time
+        tall.save(tmp_path / "tall.png")
+        digest = "crypto.subtle.digest('SHA-256', image.data).then((bytes) => [...new Uint8Array(bytes)])"
+        found = bytes(browser.evaluate(f"{decoded(tmp_path / 'tall.png')}.then((image) => {digest})"))
+        assert found == hashlib.sha256(tall.tobytes()).digest()
         see_through = picture.copy()
         see_through.putalpha(128)
         see_through.save(tmp_path / "alpha.png")

@@ -212,4 +212,4 @@ def test_a_phone_has_a_camera_and_no_horizontal_scroll(apps: Mapping[str, Path],
             selftest(browser)
             assert browser.evaluate("document.documentElement.scrollWidth") == 320
             assert browser.call("page", "isVisible", "label.touch")
-            assert browser.evaluate("document.getElementById('camera').capture") == "environment"
+            assert browser.evaluate("document.getElementById('camera').getAttribute('capture')") == "environment"
