@@ -12,6 +12,7 @@ const [, , package_, executablePath] = process.argv;
 const { chromium } = createRequire(import.meta.url)(package_);
 const args = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"];
 args.push("--disable-component-update", "--disable-sync");
+args.push("--host-resolver-rules=MAP insecure.test 127.0.0.1"); // plain http counts as secure on localhost only
 const chrome = await chromium.launch({ executablePath, args });
 const on = {
   browser: {

@@ -105,6 +105,16 @@ def test_threads_that_cannot_be_had_are_refused(apps: Mapping[str, Path], browse
 
 
 @each
+def test_on_plain_http_it_says_what_is_missing(runtime: str, apps: Mapping[str, Path], browser: Browser) -> None:
+    with served(apps[runtime] / "site") as url:
+        browser.open(url.replace("localhost", "insecure.test"))
+        ready(browser)
+        assert "1 thread · model not checked: that needs https or localhost" in browser.text("#about")
+        assert wait_for_offline(browser) == "To work offline, this page needs https or localhost."
+        assert all(passed for passed, _ in selftest(browser).values())
+
+
+@each
 def test_offline_once_loaded(runtime: str, apps: Mapping[str, Path], browser: Browser, image: Path) -> None:
     for headers in ({}, ISOLATED):
         with served(apps[runtime] / "site", headers) as url:
@@ -139,8 +149,12 @@ def test_what_is_no_image_says_so(apps: Mapping[str, Path], browser: Browser, im
         )
         ready(browser)
         assert browser.text("#error") == "expected an image file, found something else"
-        choose(browser, image)
+        cv2.imwrite(str(tmp_path / "glass.png"), np.full((40, 40, 4), 100, np.uint8))
+        choose(browser, tmp_path / "glass.png")
         assert browser.evaluate("document.getElementById('error').hidden")
+        assert "The image has transparent pixels" in browser.text("#facts")
+        choose(browser, image)
+        assert "transparent" not in browser.text("#facts")
         assert browser.text("#status") == "Ready"
 
 
