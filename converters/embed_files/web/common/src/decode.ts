@@ -26,7 +26,10 @@ export async function decodeImage(file: Blob, name: string): Promise<Decoded> {
       imageOrientation: "from-image",
     });
   } catch (cause) {
-    throw new Error(`${name}: expected an image, found ${file.size} bytes that this browser cannot decode; choose another file`, { cause });
+    throw new Error(
+      `${name}: expected an image, found ${file.size} bytes that this browser cannot decode; choose another file`,
+      { cause },
+    );
   }
   try {
     return pixelsOf(bitmap, name);

@@ -16,7 +16,7 @@ export async function fetchBytes(url: URL): Promise<Uint8Array<ArrayBuffer>> {
   return new Uint8Array(await response.arrayBuffer());
 }
 
-/** Float32 values of a little-endian file, as many as expected. Throws as `fetchBytes`, and if there are not as many. */
+/** Float32 values of a little-endian file. Throws as `fetchExactly`. */
 export async function fetchFloats(url: URL, expected: number): Promise<Float32Array> {
   return new Float32Array((await fetchExactly(url, expected * 4)).buffer); // browsers run on little-endian CPUs only
 }
@@ -32,7 +32,10 @@ export async function fetchExactly(url: URL, expected: number): Promise<Uint8Arr
 
 /** Lines of a text file. Throws as `fetchBytes`. */
 export async function fetchLines(url: URL): Promise<string[]> {
-  return new TextDecoder().decode(await fetchBytes(url)).split("\n").slice(0, -1);
+  return new TextDecoder()
+    .decode(await fetchBytes(url))
+    .split("\n")
+    .slice(0, -1);
 }
 
 /**

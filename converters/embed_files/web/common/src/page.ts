@@ -47,7 +47,9 @@ function perform(doing: string, action: () => Promise<void>): void {
 
 async function load(): Promise<void> {
   const module = await import("./encoder.js").catch((cause: unknown) => {
-    throw new Error(`The engine in vendor/ cannot be loaded; make the site again with npm run build (${cause})`, { cause });
+    throw new Error(`The engine in vendor/ cannot be loaded; make the site again with npm run build (${cause})`, {
+      cause,
+    });
   });
   const threads = new URLSearchParams(location.search).get("threads");
   const encoder = await module.Encoder.load(MODEL, threads === null ? {} : { threads: Number(threads) });
@@ -152,9 +154,14 @@ function choosePatch(event: MouseEvent): void {
 
 function save(): void {
   if (!shown) return;
-  const entries = Object.entries(shown.outputs).map(([name, { shape, values }]) => [name, { shape, values: [...values] }]);
+  const entries = Object.entries(shown.outputs).map(([name, { shape, values }]) => [
+    name,
+    { shape, values: [...values] },
+  ]);
   const link = element("a");
-  link.href = URL.createObjectURL(new Blob([JSON.stringify(Object.fromEntries(entries))], { type: "application/json" }));
+  link.href = URL.createObjectURL(
+    new Blob([JSON.stringify(Object.fromEntries(entries))], { type: "application/json" }),
+  );
   link.download = `${shown.name.replace(/\.[^.]*$/, "")}.json`;
   link.click();
   URL.revokeObjectURL(link.href);

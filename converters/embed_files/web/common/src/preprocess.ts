@@ -87,7 +87,9 @@ export function normalize(pixels: Uint8Array): Input {
 
 /** Normalized value of every 8-bit value, rounded to single precision at every step as in Python. */
 function normalizationTable(channel: number): Float32Array {
-  const [factor, mean, std] = [contract.rescaleFactor, contract.mean[channel]!, contract.std[channel]!].map(Math.fround);
+  const [factor, mean, std] = [contract.rescaleFactor, contract.mean[channel]!, contract.std[channel]!].map(
+    Math.fround,
+  );
   return Float32Array.from({ length: 256 }, (_, value) => {
     return Math.fround(Math.fround(value * factor!) - mean!) / std!;
   });
@@ -123,7 +125,9 @@ function resizeColumns(image: Image, newWidth: number, resample: Exclude<Resampl
   for (let row = 0; row < height; row++) {
     for (const { begin, weights } of columns) {
       let pixel = (row * width + begin) * 3;
-      let red = HALF, green = HALF, blue = HALF;
+      let red = HALF,
+        green = HALF,
+        blue = HALF;
       for (let tap = 0; tap < weights.length; tap++, pixel += 3) {
         const weight = weights[tap]!;
         red = (red + Math.imul(weight, data[pixel]!)) | 0;

@@ -35,7 +35,12 @@ export async function loadGolden(folder: URL): Promise<Golden> {
   const index = new URL("index.txt", folder);
   const images = (await fetchLines(index)).map((line) => {
     const [height, width, pixels, png] = line.split(" ");
-    return { height: Number(height), width: Number(width), pixels: new URL(pixels!, folder), png: new URL(png!, folder) };
+    return {
+      height: Number(height),
+      width: Number(width),
+      pixels: new URL(pixels!, folder),
+      png: new URL(png!, folder),
+    };
   });
   if (images.length === 0) throw new Error(`${index.pathname}: names no image; copy the folder again`);
   return { folder, images };
@@ -89,10 +94,7 @@ export async function testPreprocessing(golden: Golden): Promise<Step> {
 export async function testInference(encoder: Encoder, golden: Golden): Promise<Step & { medianMs: number }> {
   const [pixels, size] = [contract.height * contract.width * 3, contract.tokens * contract.hidden];
   const resized = await goldenResized(golden);
-  const expected = await fetchFloats(
-    new URL("fp32/last_hidden_state.bin", golden.folder),
-    golden.images.length * size,
-  );
+  const expected = await fetchFloats(new URL("fp32/last_hidden_state.bin", golden.folder), golden.images.length * size);
   const times: number[] = [];
   let [signal, noise, cosine] = [0, 0, 1];
   for (const index of golden.images.keys()) {

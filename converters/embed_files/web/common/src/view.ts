@@ -5,7 +5,13 @@ import type { Image } from "./preprocess.js";
 import { cosineOf } from "./selftest.js";
 import type { Tensor } from "./tensor.js";
 
-const COLORS = [[13, 8, 135], [126, 3, 168], [204, 71, 120], [248, 149, 64], [240, 249, 33]]; // plasma, darkest first
+const COLORS = [
+  [13, 8, 135],
+  [126, 3, 168],
+  [204, 71, 120],
+  [248, 149, 64],
+  [240, 249, 33],
+]; // plasma, darkest first
 const TOP_CLASSES = 5;
 
 /** Rows and columns of square patches, or undefined if tokens are not one for each patch and the class token. */
@@ -64,7 +70,9 @@ export function drawSimilarity(canvas: HTMLCanvasElement, state: Tensor, patch: 
   if (GRID === undefined) return;
   const { rows, columns } = GRID;
   const chosen = tokenOf(state, patch + 1);
-  const cosines = Float32Array.from({ length: rows * columns }, (_, index) => cosineOf(tokenOf(state, index + 1), chosen));
+  const cosines = Float32Array.from({ length: rows * columns }, (_, index) =>
+    cosineOf(tokenOf(state, index + 1), chosen),
+  );
   const small = new OffscreenCanvas(columns, rows);
   const pixels = new ImageData(columns, rows);
   colorsOf(cosines).forEach((color, index) => pixels.data.set([...color, 255], index * 4));
