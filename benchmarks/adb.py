@@ -4,6 +4,7 @@ adb talks to the device with its own server and key. Commands run in the device'
 comes from outside is quoted for it.
 """
 
+import os
 import re
 import secrets
 import shlex
@@ -26,6 +27,7 @@ _SPACE_FACTOR = 1.1
 _SECONDS, _PUSH_SECONDS, _RETURN_SECONDS = 60.0, 600.0, 15.0
 _NO_COMMAND = 127  # the shell's
 _END = "vitedge-end:"
+_PID = "pid"
 # What `adb devices` says of a device that is no use, and what to do about it.
 _ADVICE: Mapping[str, str] = {
     "unauthorized": "unlock it, and allow USB debugging by this computer in the dialog that it shows",
@@ -78,8 +80,8 @@ def parse_adb(text: str, benchmark_model: str | None, delegate: Delegate = "none
             " android_aarch64_benchmark_model); or device:PATH for one that is there"
         )
     device = AdbDevice(serial, benchmark_model, delegate)
-    if device.installed is None and not Path(benchmark_model).is_file():
-        raise DeviceError(f"--benchmark-model: expected a file, found none at {benchmark_model}")
+    if device.installed is None and not (Path(benchmark_model).is_file() and os.access(benchmark_model, os.R_OK)):
+        raise DeviceError(f"--benchmark-model: expected a file that can be read, found none at {benchmark_model}")
     if device.installed is not None and not device.installed.startswith("/"):
         raise DeviceError(f"--benchmark-model: expected device:/an/absolute/path, found {benchmark_model}")
     return device
@@ -210,6 +212,13 @@ def shell(device: AdbDevice, script: str, *, seconds: float = _SECONDS) -> subpr
     return subprocess.CompletedProcess(result.args, int(code), said, result.stderr)
 
 
+def killable(folder: str, words: Sequence[str]) -> str:
+    """A line that runs words, which end when `private_folder` removes that folder: adb leaves them running."""
+    pid = f"{folder}/{_PID}"
+    start = shlex.quote(f'echo $$ > {pid}; exec "$@"')
+    return f"sh -c {start} sh {shlex.join(words)} 2>&1; code=$?; rm -f {pid}"
+
+
 def failure(device: AdbDevice, what: str, result: subprocess.CompletedProcess[str]) -> DeviceError:
     """The error to raise for a command that failed on the device."""
     return DeviceError(f"{device.name}: {what} failed there (exit code {result.returncode}): {_last_line(result)}")
@@ -222,8 +231,8 @@ def _last_line(result: subprocess.CompletedProcess[str]) -> str:
 
 
 def _remove(device: AdbDevice, folder: str) -> str | None:
-    """Removes it; why that failed, or None. A cable that wiggled gets time to come back."""
-    script = f"rm -rf {folder}"
+    """Ends what runs in it and removes it; why that failed, or None. A cable that wiggled gets time to come back."""
+    script = f"[ ! -e {folder}/{_PID} ] || kill -9 $(cat {folder}/{_PID}) 2>/dev/null; rm -rf {folder}"
     try:
         try:
             result = shell(device, script)

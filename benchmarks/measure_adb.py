@@ -7,7 +7,6 @@ quotients of neighbouring runs. A run is a process of its own, so that load time
 no self-test: `benchmark_model` feeds random numbers and shows no outputs.
 """
 
-import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from vitedge.benchmarks.adb import (
     check_ready,
     check_space,
     failure,
+    killable,
     private_folder,
     push,
     sha256_there,
@@ -165,7 +165,7 @@ def _rounds(
 def _run(device: AdbDevice, tool: str, model: _Model, *, threads: int, seconds: float) -> tuple[ToolRun, AndroidState]:
     """One run, and the device's state right after it: a moment later the clock is an idle device's."""
     words = [tool, *arguments(model.there, threads=threads, seconds=seconds, delegate=device.delegate)]
-    script = f"{shlex.join(words)} 2>&1; code=$?; {SENSORS_SCRIPT}; exit $code"
+    script = f"{killable(model.there.rpartition('/')[0], words)}; {SENSORS_SCRIPT}; exit $code"
     result = shell(device, script, seconds=_LIMIT_SECONDS + seconds)
     said, _, sensors = result.stdout.partition(SENSORS_BEGIN)
     if result.returncode:
@@ -224,7 +224,7 @@ def _result(model: _Model, runs: Sequence[ToolRun]) -> dict[str, Any]:
 
 
 def _doubts(device: AdbDevice, runs: Sequence[ToolRun]) -> Iterator[str]:
-    if fallback := runs[0].fallback(device.delegate):
+    if fallback := next(filter(None, (run.fallback(device.delegate) for run in runs)), None):
         yield fallback
     if not all(run.is_median for run in runs):
         yield "this benchmark_model prints no median: latencies are means, which outliers raise"

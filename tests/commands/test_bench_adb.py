@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -319,6 +319,17 @@ def test_benchmark_model_fails(
     assert phone.left() == []
 
 
+def running(phone: AdbDevice) -> list[str]:
+    """Command lines of `benchmark_model` on the phone."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            line = (process / "cmdline").read_text().replace("\0", " ")
+            if f"{phone.root}" in line and "benchmark_model" in line and "pytest" not in line:
+                found.append(line)
+    return found
+
+
 def test_benchmark_model_that_never_ends(
     site: Site, built: Path, phone: AdbDevice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -327,6 +338,7 @@ def test_benchmark_model_that_never_ends(
     assert result.exit_code == 2
     assert "no answer within 0.55 s: adb -s 127.0.0.1:" in result.stderr
     assert phone.left() == []
+    assert running(phone) == []
 
 
 @pytest.mark.parametrize("word", ["sync:", "chmod", "int8.tflite"])
@@ -402,6 +414,7 @@ def test_interrupt_leaves_nothing(built: Path, phone: AdbDevice, tmp_path: Path)
         _, said = process.communicate(timeout=60)
     assert process.returncode == 130, said
     assert phone.left() == []
+    assert running(phone) == []
 
 
 @pytest.mark.parametrize(
@@ -445,7 +458,10 @@ def test_artifact_of_another_runtime(site: Site, built: Path, tmp_path: Path) ->
         (("--device", "adb:R5CT"), "pass --benchmark-model PATH, LiteRT's benchmark_model for the device"),
         (("--device", "adb:", "--benchmark-model", "x"), "expected adb:SERIAL with a serial that adb devices lists"),
         (("--device", "adb:a b", "--benchmark-model", "x"), "expected adb:SERIAL"),
-        (("--device", "adb:a", "--benchmark-model", "none"), "--benchmark-model: expected a file, found none at none"),
+        (
+            ("--device", "adb:a", "--benchmark-model", "none"),
+            "--benchmark-model: expected a file that can be read, found none at none",
+        ),
         (("--device", "adb:a", "--benchmark-model", "device:x"), "expected device:/an/absolute/path, found device:x"),
         (("--device", "adb:a", "--no-install"), "leave --device-python, --no-install and --ssh-config out"),
         (("--device", "ssh://a", "--delegate", "gpu"), "leave --benchmark-model and --delegate out; they are for adb"),

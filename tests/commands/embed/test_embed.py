@@ -78,3 +78,18 @@ def test_batches_and_integer_inputs_are_refused(site: Site, built: Path, tmp_pat
         result = site.vitedge("embed", folder, "--platform", "cpp", "--out", tmp_path / "app")
         assert result.exit_code == 2
         assert "expected an input of float32 or uint8 for one image" in result.stderr
+
+
+def test_twins_and_names_that_are_code_are_refused(site: Site, built: Path, tmp_path: Path) -> None:
+    result = site.vitedge("embed", built / "fp32" / "onnx", "--platform", "cpp", "--out", tmp_path / "app")
+    assert result.exit_code == 2
+    assert "found an FP32 twin; pass OUT/onnx" in result.stderr
+    shutil.copytree(built / "onnx", tmp_path / "out" / "onnx")
+    shutil.copytree(built / "golden", tmp_path / "out" / "golden")
+    manifest = load_manifest(built / "onnx")
+    for changed in ({"minimum_runtime": '1"; system("id");"'}, {"target": "avx2\n#include <x>"}, {"precision": "$x"}):
+        replace(manifest, **changed).save(tmp_path / "out" / "onnx")
+        result = site.vitedge("embed", tmp_path / "out" / "onnx", "--platform", "cpp", "--out", tmp_path / "app")
+        assert result.exit_code == 2
+        assert "expected letters, digits and . _ + -, found" in result.stderr
+        assert not (tmp_path / "app").exists()

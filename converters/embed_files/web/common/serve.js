@@ -17,10 +17,18 @@ const TYPES = {
 };
 const port = Number(process.argv[2] ?? 8000); // 0: any that is free
 
+function isFile(path) {
+  try {
+    return statSync(path).isFile();
+  } catch {
+    return false; // there is none, or what should be a folder is a file
+  }
+}
+
 const server = createServer((request, response) => {
-  const path = normalize(request.url.split("?")[0]); // absolute, so that no .. is left
+  const path = normalize(`/${request.url.split("?")[0]}`); // absolute, so that no .. is left
   const file = join("site", path.endsWith("/") ? `${path}index.html` : path);
-  const found = statSync(file, { throwIfNoEntry: false })?.isFile() ?? false;
+  const found = isFile(file);
   response.writeHead(found ? 200 : 404, {
     "Content-Type": found ? (TYPES[extname(file)] ?? "application/octet-stream") : "text/plain",
     "Cross-Origin-Opener-Policy": "same-origin",

@@ -2,14 +2,16 @@ import CoreGraphics
 import Foundation
 
 extension RGBImage {
-    /// The pixels of a decoded image as they are, sRGB. Turn it upright first, as its EXIF orientation says: a UIImage
+    /// The pixels of a decoded image as they are, without conversion of an RGB color space. Turn it upright first, as its EXIF orientation says: a UIImage
     /// keeps that apart from its `cgImage`.
     public init(_ image: CGImage) throws {
         let (height, width) = (image.height, image.width)
         var rgba = [UInt8](repeating: 0, count: 4 * height * width)
         let drawn = rgba.withUnsafeMutableBytes { buffer -> Bool in
+            // Python's decoders do not convert colors either: a photograph in Display P3 keeps its values.
+            let own = image.colorSpace.flatMap { $0.model == .rgb && $0.supportsOutput ? $0 : nil }
             guard
-                let space = CGColorSpace(name: CGColorSpace.sRGB),
+                let space = own ?? CGColorSpace(name: CGColorSpace.sRGB),
                 let context = CGContext(
                     data: buffer.baseAddress, width: width, height: height, bitsPerComponent: 8, bytesPerRow: 4 * width,
                     space: space, bitmapInfo: CGImageAlphaInfo.noneSkipLast.rawValue)

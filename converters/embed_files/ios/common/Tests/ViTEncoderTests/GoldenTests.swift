@@ -7,7 +7,12 @@ import XCTest
 
 final class GoldenTests: XCTestCase {
     private func folder(_ name: String) throws -> URL {
-        try XCTUnwrap(Bundle.module.url(forResource: name, withExtension: nil), "add \(name) to the test's resources")
+        #if SWIFT_PACKAGE
+            let bundle = Bundle.module
+        #else
+            let bundle = Bundle(for: GoldenTests.self)
+        #endif
+        return try XCTUnwrap(bundle.url(forResource: name, withExtension: nil), "add \(name) to the test's resources")
     }
 
     private func images() throws -> [RGBImage] {
