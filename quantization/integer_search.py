@@ -33,7 +33,7 @@ from vitedge.runtimes.preprocess import PixelValues
 
 ORDER_IMAGES, POINT_IMAGES = 4, 16
 _STATISTICS = ("variance", "inverse_deviation")
-_HEADS = ("pooler", "logits")
+HEADS = ("pooler", "logits")
 _CURVE_POINTS = 9
 
 Stream = Quantity[torch.Tensor]
@@ -157,7 +157,7 @@ def search_integers(judge: Judge, cost_db: Mapping[str, float], budget: Budget) 
     Raises:
         PlanError: Not even 16 bits everywhere keep it.
     """
-    order = sorted(judge.groups, key=lambda group: (group.name.startswith(_HEADS), -cost_db[group.name]))
+    order = sorted(judge.groups, key=lambda group: (group.name.startswith(HEADS), -cost_db[group.name]))
     measured: dict[int, IntegerTradeOff] = {}
 
     def keeps(narrow: int) -> bool:

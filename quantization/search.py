@@ -31,7 +31,7 @@ MARGIN_DB = 1.0
 _SENSITIVITY_IMAGES = 8
 CURVE_POINTS = 12
 # They read last_hidden_state and cannot harm it; they stay as they are, and do not count as what is left of INT8.
-_HEADS = ("pooler.dense", "classifier")
+HEADS = ("pooler.dense", "classifier")
 # OpenVINO convolves whole images, which have no rows.
 _WITHOUT_ROWS: Mapping[str, tuple[str, ...]] = {"openvino": ("patch_embedding",)}
 
@@ -107,7 +107,7 @@ def climb(
         sensitivity[name] = {precision: alone_db(name, linear) for precision, linear in rungs.items()}
         progress(name)
     macs = {name: rows * smoothed.tensors[f"{name}.weight"].size for name, rows in smoothed.shape.linears.items()}
-    steps = _steps({name: levels for name, levels in sensitivity.items() if name not in _HEADS}, macs)
+    steps = _steps({name: levels for name, levels in sensitivity.items() if name not in HEADS}, macs)
     total = sum(macs.values()) + smoothed.shape.attention_macs
     return Climb(plan, runtime, sensitivity, steps, macs, total, smoothed, prediction)
 
@@ -210,7 +210,7 @@ def search(climb: Climb, budget: Budget, progress: Callable[[str], None] = lambd
 def _integer_rungs(plan: Plan, runtime: str, allow_dynamic: bool) -> Mapping[str, Mapping[Precision, QuantizedLinear]]:
     """Each integer linear as the plan has it and, where a step may lead there, dynamic; by precision."""
     linears, precision = plan.linears(runtime), plan.recipes[runtime].precision
-    able = [name for name in linears if name not in (*_HEADS, *_WITHOUT_ROWS.get(runtime, ()))] if allow_dynamic else []
+    able = [name for name in linears if name not in (*HEADS, *_WITHOUT_ROWS.get(runtime, ()))] if allow_dynamic else []
     dynamic = _changed(plan, runtime, dict.fromkeys(able, "dynamic")).linears(runtime)
     return {
         name: {precision(name): linear} | ({"dynamic": dynamic[name]} if name in able else {})

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vitedge.names import RUNTIME_NAMES
+from vitedge.quantization import integer_search, search
 from vitedge.quantization.accuracy import AccuracyReport
 from vitedge.quantization.per_image import PerImage
 from vitedge.quantization.plan import Recipe
@@ -242,12 +243,17 @@ def _worst(found: PerImage, names: Sequence[str]) -> Iterable[WorstRow]:
 def _searched(runtime: str, found: Mapping[str, Any], recipes: Mapping[str, Recipe]) -> Searched:
     recipe = recipes.get(runtime)
     if recipe is None:
-        levels = {str(name): {"8 bits": float(value)} for name, value in found["sensitivity_db"].items()}
+        levels = {
+            str(name): {"8 bits": float(value)}
+            for name, value in found["sensitivity_db"].items()
+            if not name.startswith(integer_search.HEADS)
+        }
         key, steps = "sixteen_bit_tensors", "activations with 16 bits"
     else:
         levels = {
             str(name): {str(how): float(value) for how, value in by_precision.items()}
             for name, by_precision in found["sensitivity_db"].items()
+            if name not in search.HEADS
         }
         key, steps = "steps", "steps from static to dynamic, then to float"
     kinds = tuple(dict.fromkeys(how for by_precision in levels.values() for how in by_precision))
