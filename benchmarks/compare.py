@@ -2,8 +2,8 @@
 
 A result is any document that vitedge prints or writes: `report.json` of a build, what `vitedge verify` and `vitedge
 bench` print with `--json`, with `--device` or without, and what `python -m vitedge.device bench --json` prints. Both
-must be of one checkpoint, as far as they say, and latencies are compared for equal threads and batch sizes. What the
-first result measured and the second did not is a failure: a model that no longer runs is not as good as before. A
+must be of one checkpoint, as far as they say, and latencies are compared for equal threads and batch sizes. An artifact
+or a quantity that only the first result has is a failure: a model that no longer runs is not as good as before. A
 difference that lies within both intervals is called noise, whatever the limits.
 """
 
@@ -100,7 +100,7 @@ def read_result(path: Path) -> Result:
         raise ComparisonError(f"{path}: expected at most {_MAX_BYTES} bytes, found {size_bytes}; no result is so long")
     try:
         return _parse(path, document)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError) as error:
         raise ComparisonError(
             f"{path}: not a readable result ({type(error).__name__}: {error}); expected what a build of this version"
             " wrote to report.json, or what its verify --json and bench --json print"
@@ -128,8 +128,15 @@ def compare(before: Result, after: Result, limits: Limits) -> tuple[Change, ...]
 
 
 def missing(before: Result, after: Result) -> tuple[str, ...]:
-    """Artifacts of the first result that the second says nothing of."""
-    return tuple(name for name in before.artifacts if name not in after.artifacts)
+    """What the first result has and the second does not, in words: artifacts, or quantities that have a limit."""
+    found = []
+    for artifact, values in before.artifacts.items():
+        if artifact not in after.artifacts:
+            found.append(artifact)
+        else:
+            gone = [quantity for quantity in values if quantity not in after.artifacts[artifact]]
+            found += [f"{artifact}: {quantity}" for quantity in gone if _kind(quantity) not in _TOLD]
+    return tuple(found)
 
 
 def failures(changes: tuple[Change, ...]) -> tuple[str, ...]:
@@ -174,8 +181,8 @@ def _parse(path: Path, document: Any) -> Result:
     digest = document.get("source_digest")
     if form == "vitedge-device/1":
         selftest, bench = document["selftest"], document["bench"]
-        digest = selftest.get("source_digest") if selftest else bench["source_digest"]
-        _numbers_of_selftest(selftest, artifacts)
+        digest = (selftest or bench)["source_digest"]
+        _numbers_of_selftest(selftest, artifacts)  # over adb there is none
         machine = _machine(selftest["machine"]) if selftest else None
         runs = bench["runs"] if bench else []
     elif form == "vitedge-benches/2":
@@ -186,8 +193,8 @@ def _parse(path: Path, document: Any) -> Result:
         for name, report in (document["accuracy"] or {}).items():
             last = report["outputs"]["last_hidden_state"]
             artifacts[name] = {
-                "SQNR dB": _value(last["sqnr_db"], last["sqnr_db_interval"]),
-                "CLS cosine mean": _value(last["cosine_mean"], last["cosine_mean_interval"]),
+                "SQNR dB": _value(last["sqnr_db"], last["sqnr_db_interval"], positive=False),
+                "CLS cosine mean": _value(last["cosine_mean"], last["cosine_mean_interval"], positive=False),
             }
         machine, runs = None, [document["bench"]] if document.get("bench") else []
     else:
@@ -217,7 +224,7 @@ def _numbers_of_selftest(document: Mapping[str, Any] | None, artifacts: dict[str
         if check["step"] == "inference" and check["status"] != "skip":
             numbers = {"self-test": Value(float(check["status"] == "pass"))}
             if "sqnr_db" in check["numbers"]:
-                numbers["SQNR dB of golden images"] = Value(float(check["numbers"]["sqnr_db"]))
+                numbers["SQNR dB of golden images"] = _value(check["numbers"]["sqnr_db"], positive=False)
             artifacts[check["artifact"]] = numbers
 
 
@@ -225,10 +232,10 @@ def _machine(machine: Mapping[str, Any]) -> str:
     return str(machine["cpu_model"] or machine["architecture"])
 
 
-def _value(value: Any, interval: Any = None) -> Value:
+def _value(value: Any, interval: Any = None, *, positive: bool = True) -> Value:
+    """A number; what is compared by quotients must be positive."""
     ends = None if interval is None else (float(interval[0]), float(interval[1]))
     found = Value(float(value), ends)
-    # What is compared by quotients must be positive; SQNR and cosine of an artifact worth comparing are, too.
-    if not all(math.isfinite(number) and number > 0 for number in (found.value, *(ends or ()))):
-        raise ValueError(f"expected positive numbers, found {value} within {interval}")
+    if not all(math.isfinite(number) and (number > 0 or not positive) for number in (found.value, *(ends or ()))):
+        raise ValueError(f"expected {'positive' if positive else 'finite'} numbers, found {value} within {interval}")
     return found

@@ -115,10 +115,10 @@ def describe_machine(root: Path = Path("/"), *, cpus: Sequence[int] = ()) -> Mac
     cores = tuple(cpus) or usable
     sensors = read_sensors(root, cpus=cpus)
     return Machine(
-        cpu_model=_cpu_model(cpuinfo, root),
+        cpu_model=cpu_model(cpuinfo, (_text(root / "proc/device-tree/model") or "").strip("\0 \n")),
         architecture=platform.machine() or None,
         usable_cores=len(usable) or os.cpu_count(),
-        isa_flags=_isa_flags(cpuinfo),
+        isa_flags=isa_flags(cpuinfo),
         governor=", ".join(sorted(set(_of_cores(root, cores, "scaling_governor")))) or None,
         frequency_mhz=sensors.frequency_mhz,
         max_frequency_mhz=_highest(_of_cores(root, cores, "cpuinfo_max_freq"), 1000),
@@ -151,19 +151,25 @@ def cpu_times(root: Path = Path("/")) -> CpuTimes | None:
     return CpuTimes(busy, steal, busy + idle + iowait + steal)
 
 
-def _cpu_model(cpuinfo: str, root: Path) -> str | None:
-    """The name, or for ARM the kinds of cores (`4× Cortex-A78 + 4× Cortex-A55`) and the board."""
+def cpu_model(cpuinfo: str, board: str) -> str | None:
+    """The CPU's name, or for ARM the board and the kinds of cores (`4× Cortex-A78 + 4× Cortex-A55`).
+
+    Args:
+        cpuinfo: Contents of /proc/cpuinfo.
+        board: What is known of the board, if cpuinfo does not name it; may be empty.
+    """
     names = _fields(cpuinfo, "model name")
     parts = [_ARM_PARTS.get(part, f"part {part}") for part in _fields(cpuinfo, "CPU part")]
     # 32-bit kernels print a "model name" such as ARMv7 Processor rev 4 that hides which core it is.
     if names and not parts:
         return names[0]
-    board = _fields(cpuinfo, "Hardware")[:1] or [(_text(root / "proc/device-tree/model") or "").strip("\0 \n")]
     kinds = " + ".join(f"{count}× {name}" for name, count in Counter(parts).most_common())
-    return ", ".join(text for text in (board[0], kinds) if text) or None
+    hardware = (_fields(cpuinfo, "Hardware") or [board])[0]
+    return ", ".join(text for text in (hardware, kinds) if text) or None
 
 
-def _isa_flags(cpuinfo: str) -> tuple[str, ...]:
+def isa_flags(cpuinfo: str) -> tuple[str, ...]:
+    """The instruction sets that matter to INT8 inference, of the contents of /proc/cpuinfo."""
     # x86 says "flags", ARM says "Features"; either is the same for all cores.
     lines = _fields(cpuinfo, "flags") + _fields(cpuinfo, "Features")
     present = set(lines[0].split()) if lines else set()

@@ -76,9 +76,7 @@ class PairResult:
 
     @property
     def verdict(self) -> str:
-        if self.speedup is None:
-            return "no FP32 artifact to compare with"
-        return self.speedup.over("FP32") + (": use FP32 on this machine" if self.speedup.is_slower else "")
+        return "no FP32 artifact to compare with" if self.speedup is None else self.speedup.verdict
 
     def to_json(self) -> dict[str, Any]:
         document = {**asdict(self), "verdict": self.verdict}

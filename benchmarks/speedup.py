@@ -39,6 +39,11 @@ class Speedup:
     def is_slower(self) -> bool:
         return self.high < 1 / CLEAR_RATIO
 
+    @property
+    def verdict(self) -> str:
+        """The result over the FP32 twin in words, and what follows from it."""
+        return self.over("FP32") + (": use FP32 on this machine" if self.is_slower else "")
+
     def over(self, other: str) -> str:
         """The result in words: a difference only if the whole interval exceeds `CLEAR_RATIO`."""
         if self.is_faster:

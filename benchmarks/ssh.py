@@ -11,16 +11,17 @@ there ends with the connection: it is watched by a process that ends it when its
 import json
 import os
 import re
+import secrets
 import shlex
 import subprocess
 import tarfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vitedge.runtimes.errors import VitedgeError
+from vitedge.benchmarks.devices import DeviceError, DeviceResult
 
 _MINIMUM_PYTHON = (3, 11)
 _CONNECTION_LOST = 255  # ssh's own exit code
@@ -30,12 +31,13 @@ _PROBE = (
     "import json, shutil, sys, tempfile; folder = tempfile.gettempdir();"
     " print(json.dumps([list(sys.version_info[:2]), folder, shutil.disk_usage(folder).free]))"
 )
-_MAKE = "import tempfile; print(tempfile.mkdtemp(prefix='vitedge-'))"
+_MAKE = "import os, sys; os.mkdir(sys.argv[1], 0o700)"
 _UNPACK = "import sys, tarfile; tarfile.open(fileobj=sys.stdin.buffer, mode='r|').extractall(sys.argv[1])"
 # Another process may still be ending, and writing.
 _REMOVE = (
     "import shutil, sys, time\nfor last in (False, False, True):\n"
     " try: shutil.rmtree(sys.argv[1]); break\n"
+    " except FileNotFoundError: break\n"
     " except OSError:\n  if last: raise\n  time.sleep(1)"
 )
 _GUARD = (
@@ -45,16 +47,11 @@ _GUARD = (
     "threading.Thread(target=watch, daemon=True).start()\n"
     "code = child.wait(); sys.stdout.flush(); os._exit(code if code >= 0 else 128 - code)"
 )
-_FOLDER = re.compile(r"(/[\w .+@=-]+)*/vitedge-\w+")
 # Nothing that ssh could take for an option; names of hosts keep their case, as aliases of its configuration have one.
 _URL = re.compile(
     r"ssh://((?P<user>[A-Za-z0-9_][\w.-]*)@)?(?P<host>[A-Za-z0-9_][\w.-]*|\[[0-9A-Fa-f:.]+\])(:(?P<port>\d{1,5}))?/?",
     re.ASCII,
 )
-
-
-class DeviceError(VitedgeError):
-    """A device cannot be reached, refuses, lacks something, or fails in a step."""
 
 
 @dataclass(frozen=True)
@@ -78,33 +75,6 @@ class SshDevice:
         return f"ssh://{user or ''}{self.host}{port or ''}"
 
 
-@dataclass(frozen=True)
-class DeviceResult:
-    """What a device said: documents of `python -m vitedge.device selftest --json` and `bench --json`; the latter is
-    None if the files did not arrive whole.
-    """
-
-    device: str
-    selftest: dict[str, Any]
-    bench: dict[str, Any] | None
-
-    def lines(self) -> Iterator[str]:
-        """As text: what was tested, and how fast each artifact is."""
-        machine = self.selftest["machine"]
-        yield f"{self.device}: {machine['cpu_model'] or machine['architecture']}, {machine['system']}"
-        for check in self.selftest["checks"]:
-            yield f"{check['status'].upper():4}  {check['step']} {check['artifact'] or ''}  {check['found']}"
-            if check["cause"]:
-                yield f"      likely cause: {check['cause']}"
-        for run in self.bench["runs"] if self.bench else ():
-            for name, pair in run["pairs"].items():
-                yield f"{name}: INT8 {pair['artifact']['latency_median_ms']:.2f} ms; {pair['verdict']}"
-                yield from (f"doubt: {name}: {flag}" for flag in pair["flags"])
-
-    def to_json(self) -> dict[str, Any]:
-        return {"format": "vitedge-device/1", "device": self.device, "selftest": self.selftest, "bench": self.bench}
-
-
 def parse_ssh(text: str) -> SshDevice:
     """`ssh://user@host:port`; user and port may be left to ssh's configuration.
 
@@ -113,7 +83,7 @@ def parse_ssh(text: str) -> SshDevice:
     """
     found = _URL.fullmatch(text)
     if found is None or int(found["port"] or 22) > 65535:
-        raise DeviceError(f"--device: expected local or ssh://user@host:port, found {text}")
+        raise DeviceError(f"--device: expected local, ssh://user@host:port or adb:SERIAL, found {text}")
     return SshDevice(found["host"].strip("[]"), found["user"], int(found["port"]) if found["port"] else None)
 
 
@@ -131,8 +101,8 @@ def measure_over_ssh(device: SshDevice, bundle: Path, *, threads: int, seconds: 
             space, or a step failed there.
     """
     size_bytes = sum(path.stat().st_size for path in bundle.rglob("*") if path.is_file())
-    _probe(device, int(size_bytes * _SPACE_FACTOR) + (_ENVIRONMENT_BYTES if device.install else 0))
-    with _private_folder(device) as folder:
+    place = _probe(device, int(size_bytes * _SPACE_FACTOR) + (_ENVIRONMENT_BYTES if device.install else 0))
+    with _private_folder(device, place) as folder:
         _push(device, bundle, folder)
         python = _environment(device, folder) if device.install else device.python
         options = ["--threads", str(threads), "--json"]
@@ -144,7 +114,8 @@ def measure_over_ssh(device: SshDevice, bundle: Path, *, threads: int, seconds: 
     return DeviceResult(device.name, selftest, bench)
 
 
-def _probe(device: SshDevice, needed_bytes: int) -> None:
+def _probe(device: SshDevice, needed_bytes: int) -> str:
+    """Checks Python and free space; the folder for temporary ones."""
     result = _run(device, [device.python, "-c", _PROBE])
     if result.returncode in _NO_COMMAND:
         raise DeviceError(
@@ -162,16 +133,19 @@ def _probe(device: SshDevice, needed_bytes: int) -> None:
             f"{device.name}: expected {needed_bytes / 1e6:.0f} MB of free space in {folder}, found"
             f" {free_bytes / 1e6:.0f} MB; make room there, bundle fewer artifacts, or pass --no-install"
         )
+    return str(folder)
 
 
 @contextmanager
-def _private_folder(device: SshDevice) -> Iterator[str]:
-    """A folder on the device that only its user can enter, removed at the end."""
-    result = _run(device, [device.python, "-c", _MAKE])
-    folder = result.stdout.strip()
-    if result.returncode or not _FOLDER.fullmatch(folder):
-        raise DeviceError(f"{device.name}: cannot make a folder there: {_last_line(result)}")
+def _private_folder(device: SshDevice, place: str) -> Iterator[str]:
+    """A new folder on the device that only its user can enter, removed at the end. It is named here, so that no
+    interrupt leaves one that nobody knows.
+    """
+    folder = f"{place.rstrip('/')}/vitedge-{secrets.token_hex(8)}"
     try:
+        made = _run(device, [device.python, "-c", _MAKE, folder])
+        if made.returncode:
+            raise DeviceError(f"{device.name}: cannot make {folder} there: {_last_line(made)}")
         yield folder
     finally:
         try:
@@ -188,15 +162,14 @@ def _push(device: SshDevice, bundle: Path, folder: str) -> None:
     with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdin is not None
         assert process.stderr is not None
-        try:
-            with tarfile.open(fileobj=process.stdin, mode="w|") as archive:
-                archive.add(bundle, ".")
+        # Where the pipe breaks, the other side says why.
+        with suppress(BrokenPipeError), tarfile.open(fileobj=process.stdin, mode="w|") as archive:
+            archive.add(bundle, ".")
+        with suppress(BrokenPipeError):  # closing sends what is left
             process.stdin.close()
-        except BrokenPipeError:  # the other side says why
-            pass
-        said = process.stderr.read().decode(errors="replace")
+        said = process.stderr.read().decode(errors="replace").strip().splitlines()
     if process.returncode:
-        raise DeviceError(f"{device.name}: the bundle did not arrive: {said.strip().splitlines()[-1:] or 'no reason'}")
+        raise DeviceError(f"{device.name}: the bundle did not arrive: {said[-1] if said else 'no reason given'}")
 
 
 def _environment(device: SshDevice, folder: str) -> str:
@@ -242,7 +215,16 @@ def _run(device: SshDevice, *commands: Sequence[str]) -> subprocess.CompletedPro
     """Runs words on the device, one command after the other as long as they succeed."""
     read, write = os.pipe()  # standard input that ends when this does: see _GUARD
     try:
-        result = subprocess.run(_command(device, *commands), stdin=read, capture_output=True, text=True, check=False)
+        result = subprocess.run(
+            _command(device, *commands),
+            stdin=read,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            check=False,
+        )
+    except FileNotFoundError as error:
+        raise DeviceError("ssh is not installed here: install OpenSSH's client (Debian: openssh-client)") from error
     finally:
         os.close(read)
         os.close(write)

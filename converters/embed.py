@@ -3,13 +3,14 @@
 A platform is a folder of files in `embed_files/`: `common/` for every runtime, and a folder for each runtime that it
 has. Files are copied as they are, so that they can be read, compiled and tested as they are; only those that end in
 `.in` are filled in from the manifest first (`$name`, as in `string.Template`), and lose that ending. So all that
-depends on the artifact is in one of them, the contract.
+depends on the artifact is in one of them, the contract. Two platforms take the model in another form instead.
 
     OUT/model/     the artifact: model and manifest.json, and labels.txt, a line each, if it has labels
     OUT/golden/    golden vectors, with what this artifact gave on the host; index.txt lists them for simple readers
 """
 
 import json
+import re
 import shutil
 import string
 from collections.abc import Iterator, Mapping
@@ -27,6 +28,7 @@ from vitedge.runtimes.manifest import Manifest, load_manifest, verify_files
 MARK = Mark("embed.json", "vitedge-embed/1", "folder that vitedge embed made")
 _FILES = Path(__file__).with_name("embed_files")
 _TEMPLATE = ".in"
+_PLAIN = re.compile(r"[\w.+-]+", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,8 @@ def take(folder: Path, platform: str) -> Subject:
             " build without --integer-io, and with --batch 1 or dynamic"
         )
     verify_files(manifest, folder)
+    if manifest.precision == "fp32":
+        raise ArtifactError(f"{folder}: expected an INT8 artifact, found an FP32 twin; pass OUT/{manifest.runtime}")
     golden = folder.resolve().parent / GOLDEN_FOLDER
     if not (golden / GOLDEN_FILE).is_file():
         raise ArtifactError(f"{golden}: expected golden vectors there; build again to get them")
@@ -90,6 +94,7 @@ def write(subject: Subject, platform: str, out: Path) -> tuple[str, ...]:
             subject.golden, {subject.manifest.runtime: subject.folder}, folder / GOLDEN_FOLDER
         )
         (folder / GOLDEN_FOLDER / "index.txt").write_text(_index(golden), encoding="utf-8")
+        _make_model(subject, platform, folder)
         filled = values(subject, golden)
         for name, source in _sources(platform, subject.manifest.runtime):
             destination = folder / name.removesuffix(_TEMPLATE)
@@ -105,14 +110,18 @@ def write(subject: Subject, platform: str, out: Path) -> tuple[str, ...]:
 
 
 def values(subject: Subject, golden: Golden) -> Mapping[str, Any]:
-    """What templates may name. Numbers are written so that every language reads them; names are those of our own
-    lowerings, letters and underscores; what else a checkpoint says, its labels above all, stays in data files.
+    """What templates may name. Numbers are written so that every language reads them. Names go into source code only if
+    they are plain ones, as those of our own lowerings are; what else a checkpoint says, its labels above all, stays in
+    data files.
+
+    Raises:
+        ArtifactError: A name in the manifest is not plain.
     """
     manifest, contract = subject.manifest, subject.manifest.preprocessing
     first = manifest.inputs[0]
     bound = golden.tolerances[manifest.runtime][ANY]
     shapes = {record.name: record.shape[1:] for record in manifest.outputs}
-    return {
+    found = {
         "version": vitedge.__version__,
         "runtime": manifest.runtime,
         "precision": manifest.precision,
@@ -138,6 +147,26 @@ def values(subject: Subject, golden: Golden) -> Mapping[str, Any]:
         "min_sqnr_db": repr(bound.min_sqnr_db),
         "golden_images": len(golden.images),
     }
+    for name, value in {**found, **{f"output {name}": name for name in shapes}}.items():
+        if name != "output_names" and not _PLAIN.fullmatch(str(value)):
+            raise ArtifactError(
+                f"{subject.folder}: {name}: expected letters, digits and . _ + -, found {value!r}; build it again"
+            )
+    return found
+
+
+def _make_model(subject: Subject, platform: str, folder: Path) -> None:
+    """What a platform wants in another form, from the artifact. Each toolchain is imported where it is used."""
+    source = subject.folder / subject.manifest.files[0].name
+    if platform == "mediapipe":
+        from vitedge.converters import mediapipe  # noqa: PLC0415
+
+        (folder / "mediapipe").mkdir()
+        mediapipe.write(subject.manifest, source, folder / "mediapipe" / "model.tflite")
+    elif platform == "ort":
+        from vitedge.converters import ort_format  # noqa: PLC0415
+
+        ort_format.write(source, folder)
 
 
 def _sources(platform: str, runtime: str) -> Iterator[tuple[str, Path]]:

@@ -161,10 +161,10 @@ class TfliteModel:
         metadata.name, metadata.buffer = b"min_runtime_version", len(self._buffers)
         model = schema.ModelT()
         model.version, model.description = SCHEMA_VERSION, "vitedge"
-        model.operatorCodes = [_operator_code(code) for code in self._codes]
+        model.operatorCodes = [operator_code(code) for code in self._codes]
         model.subgraphs, model.signatureDefs, model.metadata = [graph], [signature], [metadata]
         model.buffers = [*self._buffers, _AlignedBuffer(minimum_runtime)]
-        _write_flatbuffer(model, file)
+        write_model(model, file)
 
     def _add(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], buffer: int) -> Tensor:
         tensor = schema.TensorT()
@@ -209,16 +209,35 @@ def _tensor_map(name: str, tensor: Tensor) -> Any:
     return entry
 
 
-def _operator_code(code: str) -> Any:
-    operator_code = schema.OperatorCodeT()
-    operator_code.builtinCode = getattr(schema.BuiltinOperator, code.partition(" ")[0])
+def operator_code(code: str) -> Any:
+    """The schema's entry for an operator of `VERSIONS`."""
+    entry = schema.OperatorCodeT()
+    entry.builtinCode = getattr(schema.BuiltinOperator, code.partition(" ")[0])
     # The byte that readers older than the 32-bit field look at; 127 sends newer ones to that field.
-    operator_code.deprecatedBuiltinCode = min(operator_code.builtinCode, 127)
-    operator_code.version = VERSIONS[code][0]
-    return operator_code
+    entry.deprecatedBuiltinCode = min(entry.builtinCode, 127)
+    entry.version = VERSIONS[code][0]
+    return entry
 
 
-def _write_flatbuffer(model: Any, file: Path) -> None:
+def read_model(file: Path) -> Any:
+    """A file as the schema's `ModelT`, to be changed and written again with `write_model`."""
+    model = schema.ModelT.InitFromPackedBuf(file.read_bytes(), 0)
+    model.buffers = [_AlignedBuffer(None if buffer.data is None else buffer.data) for buffer in model.buffers]
+    return model
+
+
+def add_buffer(model: Any, data: bytes) -> int:
+    """Appends a buffer to what `read_model` gave; its index."""
+    model.buffers.append(_AlignedBuffer(np.frombuffer(data, np.uint8)))
+    return len(model.buffers) - 1
+
+
+def write_model(model: Any, file: Path) -> None:
+    """Writes the schema's `ModelT`, whose buffers are this module's.
+
+    Raises:
+        ConversionError: It does not fit into a flatbuffer.
+    """
     data_bytes = sum(buffer.size_bytes + 4 * ALIGNMENT for buffer in model.buffers)
     # Generous for names, shapes and scales; a builder that is too small would double.
     graph_bytes = 2048 + 512 * sum(len(graph.tensors) + len(graph.operators) for graph in model.subgraphs)

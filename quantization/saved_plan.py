@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -41,6 +42,7 @@ def write(folder: Path, document: Mapping[str, Any], arrays: Mapping[str, NDArra
     """Writes both halves of a plan into a folder."""
     (folder / PLAN_FILE).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     save_file(dict(arrays), folder / ARRAYS_FILE)
+    shutil.copymode(folder / PLAN_FILE, folder / ARRAYS_FILE)  # its own would keep it from everybody else
 
 
 def read_document(path: Path, form: str) -> Mapping[str, Any]:

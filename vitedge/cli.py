@@ -221,13 +221,31 @@ def bench(
     model: Annotated[
         str | None, typer.Option(help="The checkpoint for --torch and --vendors, if it moved since the build.")
     ] = None,
-    device: Annotated[str, typer.Option(help="local, or ssh://user@host:port: tested and measured there.")] = "local",
-    device_python: Annotated[str, typer.Option(help="Python 3.11 or newer on the device.")] = "python3",
+    device: Annotated[
+        str,
+        typer.Option(
+            help="local; ssh://user@host:port: tested and measured there; adb:SERIAL: the TFLite model there."
+        ),
+    ] = "local",
+    device_python: Annotated[
+        str | None, typer.Option(help="ssh: Python 3.11 or newer there. Default: python3.", show_default=False)
+    ] = None,
     no_install: Annotated[
-        bool, typer.Option("--no-install", help="Use the packages that the device's Python has.")
+        bool, typer.Option("--no-install", help="ssh: use the packages that the device's Python has.")
     ] = False,
     ssh_config: Annotated[
-        Path | None, typer.Option(help="A configuration file for ssh in place of your own.", show_default=False)
+        Path | None, typer.Option(help="ssh: a configuration file in place of your own.", show_default=False)
+    ] = None,
+    benchmark_model: Annotated[
+        str | None,
+        typer.Option(
+            help="adb: LiteRT's benchmark_model for the device; device:PATH if it is there already.",
+            show_default=False,
+        ),
+    ] = None,
+    delegate: Annotated[
+        Literal["none", "gpu", "nnapi"] | None,
+        typer.Option(help="adb: what runs the model but for the CPU's kernels. Default: none.", show_default=False),
     ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -243,6 +261,8 @@ def bench(
     `vitedge bench out --cpus 0 --torch --vendors --images calib`
 
     `vitedge bench out --device ssh://pi@board.local`
+
+    `vitedge bench out --device adb:R5CT10XYZ --benchmark-model android_aarch64_benchmark_model`
     """
     with errors():
         if device != "local":
@@ -251,10 +271,22 @@ def bench(
             counts = _counts(threads)
             if len(counts) != 1:
                 raise VitedgeError(f"--device: expected one number of threads, found {threads}")
-            _bench_on_device(
-                artifact, device, device_python, not no_install, ssh_config, counts[0], seconds, as_json, quiet
+            from vitedge.commands.device_bench import parse_device
+
+            where = parse_device(
+                device,
+                python=device_python,
+                install=not no_install,
+                config=ssh_config,
+                benchmark_model=benchmark_model,
+                delegate=delegate,
             )
+            _bench_on_device(artifact, where, counts[0], seconds, as_json, quiet)
             return
+        if device_python is not None or no_install or ssh_config or benchmark_model or delegate:
+            raise VitedgeError(
+                "--device-python, --no-install, --ssh-config, --benchmark-model and --delegate are for a --device"
+            )
         from vitedge import tables
         from vitedge.commands.bench import RivalRequest
         from vitedge.commands.bench import bench as run_bench
@@ -344,31 +376,17 @@ def main() -> None:
     app()
 
 
-def _bench_on_device(
-    artifact: Path,
-    device: str,
-    python: str,
-    install: bool,
-    config: Path | None,
-    threads: int,
-    seconds: float,
-    as_json: bool,
-    quiet: bool,
-) -> None:
-    from dataclasses import replace
-
-    from vitedge.benchmarks.ssh import parse_ssh
+def _bench_on_device(artifact: Path, device: Any, threads: int, seconds: float, as_json: bool, quiet: bool) -> None:
     from vitedge.commands.device_bench import bench_on_device
     from vitedge.runtimes.errors import GateFailedError
 
-    where = replace(parse_ssh(device), python=python, install=install, config=config)
-    result = bench_on_device(artifact, where, threads=threads, seconds=seconds, console=Console(quiet=quiet))
+    result = bench_on_device(artifact, device, threads=threads, seconds=seconds, console=Console(quiet=quiet))
     if as_json:
         print_json(result.to_json())
     else:
         sys.stdout.writelines(f"{line}\n" for line in result.lines())
-    if not result.selftest["passed"]:
-        raise GateFailedError(f"{where.name}: the self-test failed there")
+    if not result.passed:
+        raise GateFailedError(f"{device.name}: the self-test failed there")
 
 
 def _gates(max_drop: str | None, min_cosine: float | None, min_sqnr_db: float | None) -> Any:

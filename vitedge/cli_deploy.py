@@ -44,7 +44,12 @@ def bundle(
 @deploy.command()
 def embed(
     artifact: Annotated[Path, typer.Argument(help="An artifact such as OUT/onnx.")],
-    platform: Annotated[str, typer.Option(help="web, cpp, android or ios.")],
+    platform: Annotated[
+        str,
+        typer.Option(
+            help="android, ios, web, cpp; mediapipe (with metadata for its tasks), ort (ONNX Runtime's format)."
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="A folder to make.")],
     as_json: Json = False,
     quiet: Quiet = False,

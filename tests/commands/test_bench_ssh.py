@@ -248,13 +248,44 @@ def test_a_lost_connection_says_what_is_left(built: Path, site: Site, server: Ho
     shutil.rmtree(server.temporary / left)
 
 
+def test_what_a_device_says_need_not_be_text(site: Site, built: Path, server: Host, tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\nprintf 'k\\374hl\\n' >&2\nexit 3\n")
+    python.chmod(0o755)
+    result = bench(site, built, server, "--device-python", str(python))
+    assert result.exit_code == 2  # type: ignore[attr-defined]
+    assert "Python failed there: k\ufffdhl" in result.stderr  # type: ignore[attr-defined]
+
+
+def test_a_push_that_breaks_off_says_why(site: Site, built: Path, server: Host, tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text(
+        f'#!/bin/sh\ncase "$*" in *tarfile*) echo "No space left" >&2; exit 1;; esac\nexec {sys.executable} "$@"\n'
+    )
+    python.chmod(0o755)
+    bundle = tmp_path / "bundle"
+    assert site.vitedge("bundle", built, "--out", bundle).exit_code == 0
+    (bundle / "large").write_bytes(bytes(8 << 20))
+    device = SshDevice("127.0.0.1", None, server.port, str(python), install=False, config=server.config)
+    with pytest.raises(DeviceError, match="the bundle did not arrive: No space left"):
+        measure_over_ssh(device, bundle, threads=1, seconds=0.1)
+    assert server.left() == []
+
+
+def test_without_ssh(site: Site, built: Path, server: Host, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    result = bench(site, built / "onnx", server)
+    assert result.exit_code == 2  # type: ignore[attr-defined]
+    assert "ssh is not installed here" in result.stderr  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize(
     "text",
     ["ssh://", "ssh://-oProxyCommand=touch", "ssh://-l@host", "ssh://host/path", "ssh://user:secret@host", "ssh://h:x",
      "http://host", "host", "ssh://a b", "ssh://$(touch x)", "ssh://host;ls"],
 )  # fmt: skip
 def test_what_is_no_device(text: str) -> None:
-    with pytest.raises(DeviceError, match="expected local or ssh://user@host:port"):
+    with pytest.raises(DeviceError, match="expected local, ssh://user@host:port or adb:SERIAL"):
         parse_ssh(text)
 
 

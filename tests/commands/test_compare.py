@@ -55,6 +55,14 @@ def gone(document: Any) -> None:
     del document["accuracy"]["openvino"], document["bench"]["pairs"]["openvino"]
 
 
+def unjudged(document: Any) -> None:
+    document["accuracy"] = None
+
+
+def ruined(document: Any) -> None:
+    document["accuracy"]["onnx"]["outputs"]["last_hidden_state"] |= {"sqnr_db": -1.5, "sqnr_db_interval": [-2, 0]}
+
+
 def larger(document: Any) -> None:
     document["bench"]["pairs"]["openvino"]["artifact"]["size_bytes"] *= 3
 
@@ -82,6 +90,8 @@ def test_the_same_result_is_the_same(site: Site, report: Path) -> None:
         (less_accurate, 1, "tflite: SQNR dB"),
         (less_similar, 1, "onnx: CLS cosine mean"),
         (gone, 1, "openvino: in "),
+        (unjudged, 1, "onnx: SQNR dB: in "),
+        (ruined, 1, "→ -1.5"),
         (larger, 1, "openvino: file bytes"),
         (heavier, 0, "worse"),  # one peak has no interval: told, and no failure
     ],
@@ -116,7 +126,8 @@ def test_latencies_are_compared_for_equal_threads(site: Site, report: Path, tmp_
         slower(document)
 
     result = site.vitedge("compare", report, changed(report, tmp_path, two), "--json")
-    assert result.exit_code == 0
+    assert result.exit_code == 1
+    assert "onnx: latency ms: in " in result.stderr
     assert not [change for change in json.loads(result.stdout)["changes"] if "latency" in change["quantity"]]
 
 

@@ -215,6 +215,12 @@ def test_devices(site: Site, built: Path, said: Any, tmp_path: Path) -> None:
         assert check["found"] in page.text
     for pair in said["bench"]["runs"][0]["pairs"].values():
         assert f"{pair['artifact']['latency_median_ms']:.2f} {pair['fp32']['latency_median_ms']:.2f}" in page.text
+    # What makes a whole run doubtful, and which delegate ran, are told too.
+    doubtful = json.loads(json.dumps(said))
+    doubtful["bench"]["runs"][0] |= {"flags": ["power saving was on"], "delegate": "gpu"}
+    page = page_of(site, built, "--device", saved(doubtful, tmp_path))
+    assert "doubt: power saving was on" in page.text
+    assert "1 × 1, gpu" in page.text
     # The halves, as printed on the device; and a device whose files arrived damaged.
     for name, half in (("selftest", said["selftest"]), ("bench", said["bench"])):
         (tmp_path / f"{name}.json").write_text(json.dumps(half))

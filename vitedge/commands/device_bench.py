@@ -1,35 +1,84 @@
-"""`vitedge bench --device`: a bundle of the artifacts goes to the device, is tested and measured there, and removed."""
+"""`vitedge bench --device`: artifacts go to a device, are measured there, and removed.
+
+Over ssh a bundle is tested too; over adb LiteRT's `benchmark_model` measures the TFLite model alone.
+"""
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
+from vitedge.benchmarks.adb import AdbDevice, parse_adb
+from vitedge.benchmarks.benchmark_model import Delegate
 from vitedge.benchmarks.bundle import gather, write_bundle
-from vitedge.benchmarks.ssh import DeviceResult, SshDevice, measure_over_ssh
+from vitedge.benchmarks.devices import DeviceError, DeviceResult
+from vitedge.benchmarks.measure_adb import measure_over_adb
+from vitedge.benchmarks.ssh import SshDevice, measure_over_ssh, parse_ssh
 from vitedge.console import Console
-from vitedge.runtimes.manifest import artifact_folders
+from vitedge.runtimes.manifest import MANIFEST_FILE, artifact_folders
+
+
+def parse_device(
+    text: str,
+    *,
+    python: str | None,
+    install: bool,
+    config: Path | None,
+    benchmark_model: str | None,
+    delegate: Delegate | None,
+) -> SshDevice | AdbDevice:
+    """`ssh://user@host:port` or `adb:SERIAL`, with the options that belong to it; None leaves one out.
+
+    Args:
+        text: That.
+        python: As in `SshDevice`.
+        install: As in `SshDevice`.
+        config: As in `SshDevice`.
+        benchmark_model: As in `AdbDevice`.
+        delegate: As in `AdbDevice`.
+
+    Raises:
+        DeviceError: It is neither, or has an option of the other.
+    """
+    if text.startswith("adb:"):
+        if python is not None or not install or config is not None:
+            raise DeviceError(f"{text}: leave --device-python, --no-install and --ssh-config out; they are for ssh")
+        return parse_adb(text, benchmark_model, delegate or "none")
+    if benchmark_model is not None or delegate is not None:
+        raise DeviceError(f"{text}: leave --benchmark-model and --delegate out; they are for adb")
+    return replace(parse_ssh(text), python=python or "python3", install=install, config=config)
 
 
 def bench_on_device(
-    artifact: Path, device: SshDevice, *, threads: int, seconds: float, console: Console
+    artifact: Path, device: SshDevice | AdbDevice, *, threads: int, seconds: float, console: Console
 ) -> DeviceResult:
-    """Tests and measures artifacts on a device; against FP32 where the build kept the twins.
+    """Measures artifacts on a device, and over ssh tests them; against FP32 where the build kept the twins.
 
     Args:
         artifact: An artifact folder, or a build's folder.
-        device: Where.
+        device: Where; over adb, TFLite alone.
         threads: Of the runtimes there.
         seconds: For each artifact.
         console: Shows progress.
 
     Raises:
         ArtifactError: No artifact there, or a build without golden vectors.
-        DeviceError: See `measure_over_ssh`.
+        DeviceError: See `measure_over_ssh` and `measure_over_adb`.
     """
     folders = artifact_folders(artifact)
-    with_fp32 = all((folder.resolve().parent / "fp32" / name).is_dir() for name, folder in folders.items())
+    twins = {name: folder.resolve().parent / "fp32" / name for name, folder in folders.items()}
+    if isinstance(device, AdbDevice):
+        if "tflite" not in folders:
+            raise DeviceError(
+                f"{artifact}: over adb TFLite is measured; expected a tflite artifact, found {[*folders]}"
+            )
+        twin = twins["tflite"] if (twins["tflite"] / MANIFEST_FILE).is_file() else None
+        if twin is None:
+            console.warn(f"{twins['tflite']} is not there, so there is no FP32 to compare with; build with --keep-fp32")
+        with console.step(f"Measuring on {device.name}"):
+            return measure_over_adb(device, folders["tflite"], twin, threads=threads, seconds=seconds)
     with tempfile.TemporaryDirectory(prefix="vitedge-") as temporary:
         bundle = Path(temporary) / "bundle"
         with console.step(f"Bundling {', '.join(folders)}"):
-            write_bundle(gather([artifact], with_fp32=with_fp32), bundle)
+            write_bundle(gather([artifact], with_fp32=all(twin.is_dir() for twin in twins.values())), bundle)
         with console.step(f"Testing and measuring on {device.name}"):
             return measure_over_ssh(device, bundle, threads=threads, seconds=seconds)

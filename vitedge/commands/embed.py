@@ -22,7 +22,7 @@ def embed(artifact: Path, platform: str, out: Path, *, console: Console) -> Embe
 
     Args:
         artifact: An artifact folder, such as OUT/onnx.
-        platform: web, cpp, android or ios.
+        platform: web, cpp, android, ios, mediapipe or ort.
         out: Folder to make.
         console: Shows progress.
     """

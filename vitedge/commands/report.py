@@ -40,7 +40,8 @@ def report(build: Path, out: Path, devices: Sequence[Path] = ()) -> int:
     """
     if out.suffix.lower() not in _SUFFIXES:
         raise OutputError(f"{out}: expected the name of an .html file to write")
-    html = render(_page(build, devices)).encode()
+    # Names of files may hold what is no text.
+    html = render(_page(build, devices)).encode(errors="backslashreplace")
     _write(out, html)
     return len(html)
 

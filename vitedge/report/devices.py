@@ -41,13 +41,14 @@ class Speed:
 
 @dataclass(frozen=True)
 class Device:
-    """A device, whether its self-test passed (None without one), the steps of that, and speeds."""
+    """A device, whether its self-test passed (None without one), its steps, speeds, and what to doubt of all."""
 
     name: str
     machine: str
     passed: bool | None
     steps: tuple[Step, ...]
     speeds: tuple[Speed, ...]
+    doubts: tuple[str, ...]
 
 
 def read_device(path: Path, source_digest: str, manifests: Mapping[str, Manifest]) -> Device:
@@ -105,10 +106,12 @@ def _device(path: Path, document: Mapping[str, Any], selftest: Mapping[str, Any]
             for check in selftest.get("checks", ())
         ),
         speeds=tuple(speed for run in runs for speed in _speeds(run)),
+        doubts=tuple(str(flag) for run in runs for flag in run["flags"]),
     )
 
 
 def _speeds(run: Mapping[str, Any]) -> Iterable[Speed]:
+    delegate = run.get("delegate", "none")  # over adb only
     for runtime, pair in run["pairs"].items():
         ratio, peak = pair["speedup"], pair["artifact"]["peak_bytes"]
         yield Speed(
@@ -117,7 +120,7 @@ def _speeds(run: Mapping[str, Any]) -> Iterable[Speed]:
             fp32=f"{pair['fp32']['latency_median_ms']:.2f}" if pair["fp32"] else "",
             speedup=f"{ratio['median']:.2f}× [{ratio['low']:.2f}, {ratio['high']:.2f}]" if ratio else "",
             peak="" if peak is None else f"{peak / 1e6:.0f}",
-            how=f"{run['threads']} × {run['batch']}",
+            how=f"{run['threads']} × {run['batch']}" + (f", {delegate}" if delegate != "none" else ""),
             flags=tuple(map(str, pair["flags"])),
         )
 

@@ -41,5 +41,5 @@ def read_document(path: Path, formats: Collection[str], advice: str, parse: Call
         raise ReportError(f"{path}: expected format {' or '.join(formats)}, found {found}; {advice}")
     try:
         return parse(document)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OSError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError, OSError) as error:
         raise ReportError(f"{path}: not readable ({type(error).__name__}: {error}); {advice}") from error

@@ -13,6 +13,7 @@ from vitedge.converters.embed import platforms
 from vitedge.runtimes.golden import load_golden
 from vitedge.runtimes.manifest import load_manifest
 
+MODELS = ("mediapipe", "ort")  # give a model and no source
 PAIRS = [(platform, runtime) for platform, runtimes in platforms().items() for runtime in runtimes]
 
 
@@ -23,19 +24,17 @@ def test_folder_is_whole(platform: str, runtime: str, site: Site, built: Path, t
     assert result.exit_code == 0, result.output
     document = json.loads(result.stdout)
     found = contents(out)
-    assert (document["format"], document["runtime"], document["files"]) == (
-        "vitedge-embedded/1",
-        runtime,
-        sorted(found),
-    )
+    assert (document["format"], document["runtime"]) == ("vitedge-embedded/1", runtime)
+    assert document["files"] == sorted(found)
     assert load_manifest(out / "model") == load_manifest(built / runtime)
     assert runtime in load_golden(out / "golden").outputs
-    texts = {name: data.decode() for name, data in found.items() if not name.startswith(("golden/", "model/"))}
-    assert not [name for name in texts if name.endswith(".in")]
+    assert not [name for name in found if name.endswith(".in")]
     (model, *_) = load_manifest(built / runtime).files
-    assert sum(model.sha256 in text for text in texts.values()) == 1, "the artifact is known to the contract alone"
+    sources = [data for name, data in found.items() if not name.startswith(("golden/", "model/"))]
+    knows = sum(model.sha256.encode() in data for data in sources)
+    assert knows == (platform not in MODELS), "the artifact is known to the contract alone"
     assert hashlib.sha256(found[f"model/{model.name}"]).hexdigest() == model.sha256
-    assert "README.md" in texts
+    assert b"$" not in found["README.md"]
 
 
 def test_again_replaces_what_embed_made_and_nothing_else(site: Site, built: Path, tmp_path: Path) -> None:
@@ -79,3 +78,18 @@ def test_batches_and_integer_inputs_are_refused(site: Site, built: Path, tmp_pat
         result = site.vitedge("embed", folder, "--platform", "cpp", "--out", tmp_path / "app")
         assert result.exit_code == 2
         assert "expected an input of float32 or uint8 for one image" in result.stderr
+
+
+def test_twins_and_names_that_are_code_are_refused(site: Site, built: Path, tmp_path: Path) -> None:
+    result = site.vitedge("embed", built / "fp32" / "onnx", "--platform", "cpp", "--out", tmp_path / "app")
+    assert result.exit_code == 2
+    assert "found an FP32 twin; pass OUT/onnx" in result.stderr
+    shutil.copytree(built / "onnx", tmp_path / "out" / "onnx")
+    shutil.copytree(built / "golden", tmp_path / "out" / "golden")
+    manifest = load_manifest(built / "onnx")
+    for changed in ({"minimum_runtime": '1"; system("id");"'}, {"target": "avx2\n#include <x>"}, {"precision": "$x"}):
+        replace(manifest, **changed).save(tmp_path / "out" / "onnx")
+        result = site.vitedge("embed", tmp_path / "out" / "onnx", "--platform", "cpp", "--out", tmp_path / "app")
+        assert result.exit_code == 2
+        assert "expected letters, digits and . _ + -, found" in result.stderr
+        assert not (tmp_path / "app").exists()

@@ -191,7 +191,9 @@ std::vector<Value> normalized(std::vector<std::uint8_t>&& pixels) {
     for (std::size_t channel = 0; channel < 3; ++channel) {
       Value table[256];
       for (int value = 0; value < 256; ++value) {
-        table[value] = (static_cast<Value>(value) * kRescaleFactor - kMean[channel]) / kStd[channel];
+        // Rounded to float at every step, as in Python: by way of double, or compilers for ARM fuse the first two.
+        const float scaled = static_cast<float>(double{kRescaleFactor} * value);
+        table[value] = static_cast<float>(double{scaled} - kMean[channel]) / kStd[channel];
       }
       const bool planar = kInputLayout == "NCHW";
       const std::size_t first = planar ? channel * area : channel, step = planar ? 1 : 3;

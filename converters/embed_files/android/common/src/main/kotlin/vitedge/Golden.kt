@@ -1,0 +1,104 @@
+// Does the artifact do here what it did on the host? Preprocessing and inference are judged apart.
+package vitedge
+
+import java.io.IOException
+import java.io.InputStream
+import java.nio.ByteBuffer
+import java.nio.ByteOrder
+import kotlin.math.abs
+import kotlin.math.log10
+import kotlin.math.max
+import kotlin.math.sqrt
+
+/** Whether a step passed, and what was found. */
+class Judgement(val passed: Boolean, val found: String)
+
+/**
+ * Golden vectors.
+ *
+ * @param open opens a file of the folder golden/ by its path in there: `assets::open`, or a file's `inputStream`.
+ * @throws IOException if one is missing, or has another size than the index says.
+ */
+class Golden(private val open: (String) -> InputStream) {
+    private val images: List<Image> = String(bytes("index.txt")).lines().filter { it.isNotBlank() }.map { line ->
+        val (height, width, pixels) = line.split(" ") // a line for each image: height, width, file of pixels, PNG
+        Image(bytes(pixels, 3 * height.toInt() * width.toInt()), height.toInt(), width.toInt())
+    }
+
+    /** Resized pixels are equal, and normalized ones to 1e-6. */
+    fun preprocessing(): Judgement {
+        val area = Contract.HEIGHT * Contract.WIDTH
+        val resized = bytes("resized.bin", images.size * area * 3)
+        val planes = floats("pixel_values.bin", images.size * area * 3)
+        val planar = Contract.INPUT_LAYOUT == "NCHW"
+        var different = 0
+        var worst = 0.0
+        images.forEachIndexed { index, image ->
+            val pixels = resize(image, Contract.HEIGHT, Contract.WIDTH, Contract.RESAMPLE)
+            val input = preprocess(image).asFloatBuffer()
+            for (pixel in 0 until area) for (channel in 0 until 3) {
+                val packed = pixel * 3 + channel
+                val plane = channel * area + pixel
+                if (pixels[packed] != resized[index * area * 3 + packed]) different += 1
+                if (!PIXELS_IN) {
+                    val found = input[if (planar) plane else packed]
+                    worst = max(worst, abs(found.toDouble() - planes[index * area * 3 + plane]))
+                }
+            }
+        }
+        val found = "$different resized values differ; largest error after normalization %.1e".format(worst)
+        return Judgement(different == 0 && worst <= 1e-6, found)
+    }
+
+    /** The class token of every image, and all values together, are as near to FP32 as they may be. */
+    fun inference(encoder: ViTEncoder): Judgement {
+        val size = Contract.TOKENS * Contract.HIDDEN
+        val expected = floats("fp32/last_hidden_state.bin", images.size * size)
+        var signal = 0.0
+        var noise = 0.0
+        var worst = 1.0
+        images.forEachIndexed { index, image ->
+            val found = encoder.encode(image).getValue("last_hidden_state").values
+            if (found.size != size) throw IOException("last_hidden_state: expected $size values, found ${found.size}")
+            val one = expected.copyOfRange(index * size, (index + 1) * size)
+            for (at in 0 until size) {
+                val error = found[at].toDouble() - one[at]
+                signal += one[at].toDouble() * one[at]
+                noise += error * error
+            }
+            val cosine = cosine(one, found, Contract.HIDDEN)
+            worst = if (cosine.isNaN()) -1.0 else minOf(worst, cosine)
+        }
+        val sqnr = 10 * log10(max(signal, 1e-30) / max(noise, 1e-30))
+        val found = "cosine %.5f (at least %.5f), SQNR %.1f dB (at least %.1f)"
+            .format(worst, Contract.MIN_COSINE, sqnr, Contract.MIN_SQNR_DB)
+        return Judgement(worst >= Contract.MIN_COSINE && sqnr >= Contract.MIN_SQNR_DB, found)
+    }
+
+    private fun cosine(one: FloatArray, other: FloatArray, size: Int): Double {
+        var product = 0.0
+        var first = 0.0
+        var second = 0.0
+        for (index in 0 until size) {
+            product += one[index].toDouble() * other[index]
+            first += one[index].toDouble() * one[index]
+            second += other[index].toDouble() * other[index]
+        }
+        return product / max(sqrt(first * second), 1e-30)
+    }
+
+    private fun bytes(path: String): ByteArray = open(path).use { it.readBytes() }
+
+    private fun bytes(path: String, expected: Int): ByteArray {
+        val found = bytes(path)
+        if (found.size != expected) {
+            throw IOException("golden/$path: expected $expected bytes, found ${found.size}; copy the folder again")
+        }
+        return found
+    }
+
+    private fun floats(path: String, expected: Int): FloatArray {
+        val buffer = ByteBuffer.wrap(bytes(path, expected * 4)).order(ByteOrder.LITTLE_ENDIAN).asFloatBuffer()
+        return FloatArray(expected).also { buffer.get(it) }
+    }
+}

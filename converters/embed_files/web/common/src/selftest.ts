@@ -1,0 +1,144 @@
+// Does the artifact do here what it did on the host? Decoding, preprocessing and inference are judged apart, each on
+// the golden vectors that the step before it should give.
+
+import { contract } from "./contract.js";
+import { decodeImage } from "./decode.js";
+import type { Encoder } from "./encoder.js";
+import { fetchBytes, fetchExactly, fetchFloats, fetchLines } from "./files.js";
+import { normalize, resize, type Image } from "./preprocess.js";
+
+export interface Step {
+  passed: boolean;
+  /** What was found, with the bounds. */
+  found: string;
+}
+
+export interface Golden {
+  folder: URL;
+  images: readonly GoldenImage[];
+}
+
+export interface GoldenImage {
+  png: URL;
+  pixels: URL;
+  height: number;
+  width: number;
+}
+
+/**
+ * Reads golden/index.txt: a line for each image with height, width, file of pixels, PNG.
+ *
+ * @param folder URL of the golden vectors, with a slash at its end.
+ * @throws Error if it is missing or names no image.
+ */
+export async function loadGolden(folder: URL): Promise<Golden> {
+  const index = new URL("index.txt", folder);
+  const images = (await fetchLines(index)).map((line) => {
+    const [height, width, pixels, png] = line.split(" ");
+    return {
+      height: Number(height),
+      width: Number(width),
+      pixels: new URL(pixels!, folder),
+      png: new URL(png!, folder),
+    };
+  });
+  if (images.length === 0) throw new Error(`${index.pathname}: names no image; copy the folder again`);
+  return { folder, images };
+}
+
+/** PNG files give the golden pixels. Throws if a golden file is missing or of another size. */
+export async function testDecoding(golden: Golden): Promise<Step> {
+  let different = 0;
+  for (const image of golden.images) {
+    const decoded = await decodeImage(new Blob([await fetchBytes(image.png)]), image.png.pathname);
+    const { data } = await goldenPixels(image);
+    if (decoded.data.length !== data.length) {
+      return { passed: false, found: `${image.png.pathname}: found ${decoded.width}×${decoded.height} pixels` };
+    }
+    different += countDifferent(decoded.data, data);
+  }
+  return { passed: different === 0, found: `${different} decoded values differ` };
+}
+
+/** Golden pixels give equal resized ones, and those normalized ones to 1e-6. Throws as `testDecoding`. */
+export async function testPreprocessing(golden: Golden): Promise<Step> {
+  const { height, width, resample, inputLayout } = contract;
+  const values = height * width * 3;
+  const resized = await goldenResized(golden);
+  const planes = await fetchFloats(new URL("pixel_values.bin", golden.folder), golden.images.length * values);
+  let different = 0;
+  let worst = 0;
+  for (const [index, image] of golden.images.entries()) {
+    const expected = resized.subarray(index * values, (index + 1) * values);
+    different += countDifferent(resize(await goldenPixels(image), height, width, resample).data, expected);
+    const input = normalize(expected);
+    if (!(input instanceof Float32Array)) continue; // the encoder normalizes by itself
+    for (let value = 0; value < values; value++) {
+      const [pixel, channel] = [value % (height * width), Math.floor(value / (height * width))];
+      const found = input[inputLayout === "NCHW" ? value : pixel * 3 + channel]!;
+      worst = Math.max(worst, Math.abs(found - planes[index * values + value]!));
+    }
+  }
+  return {
+    passed: different === 0 && worst <= 1e-6,
+    found: `${different} resized values differ; largest error after normalization ${worst.toExponential(1)}`,
+  };
+}
+
+/**
+ * Golden inputs give outputs as near to FP32 as they may be: the class token of every image, and all values together.
+ *
+ * @returns The step, and the median time of an image.
+ * @throws Error as `testDecoding`.
+ */
+export async function testInference(encoder: Encoder, golden: Golden): Promise<Step & { medianMs: number }> {
+  const [pixels, size] = [contract.height * contract.width * 3, contract.tokens * contract.hidden];
+  const resized = await goldenResized(golden);
+  const expected = await fetchFloats(new URL("fp32/last_hidden_state.bin", golden.folder), golden.images.length * size);
+  const times: number[] = [];
+  let [signal, noise, cosine] = [0, 0, 1];
+  for (const index of golden.images.keys()) {
+    const input = normalize(resized.subarray(index * pixels, (index + 1) * pixels));
+    const start = performance.now();
+    const found = (await encoder.run(input))["last_hidden_state"]!.values;
+    times.push(performance.now() - start);
+    const reference = expected.subarray(index * size, (index + 1) * size);
+    reference.forEach((value, at) => {
+      signal += value ** 2;
+      noise += (value - found[at]!) ** 2;
+    });
+    cosine = Math.min(cosine, cosineOf(reference.subarray(0, contract.hidden), found.subarray(0, contract.hidden)));
+  }
+  const sqnrDb = 10 * Math.log10(Math.max(signal, 1e-30) / Math.max(noise, 1e-30));
+  return {
+    passed: cosine >= contract.minCosine && sqnrDb >= contract.minSqnrDb, // NaN is neither
+    found:
+      `cosine ${cosine.toFixed(5)} (at least ${contract.minCosine.toFixed(5)}),` +
+      ` SQNR ${sqnrDb.toFixed(1)} dB (at least ${contract.minSqnrDb.toFixed(1)})`,
+    medianMs: times.sort((one, other) => one - other)[times.length >> 1]!,
+  };
+}
+
+/** Cosine of two vectors of one length. */
+export function cosineOf(one: Float32Array, other: Float32Array): number {
+  let [product, first, second] = [0, 0, 0];
+  one.forEach((value, index) => {
+    product += value * other[index]!;
+    first += value ** 2;
+    second += other[index]! ** 2;
+  });
+  return product / Math.max(Math.sqrt(first * second), 1e-30);
+}
+
+async function goldenPixels({ pixels, height, width }: GoldenImage): Promise<Image> {
+  return { data: await fetchExactly(pixels, height * width * 3), height, width };
+}
+
+function goldenResized(golden: Golden): Promise<Uint8Array> {
+  const size = golden.images.length * contract.height * contract.width * 3;
+  return fetchExactly(new URL("resized.bin", golden.folder), size);
+}
+
+function countDifferent(found: Uint8Array, expected: Uint8Array): number {
+  return expected.reduce((count, value, index) => count + Number(value !== found[index]), 0);
+}

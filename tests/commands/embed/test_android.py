@@ -1,0 +1,195 @@
+"""`vitedge embed --platform android`: compiled here, and run on this machine's JVM with ONNX Runtime's Android library.
+
+LiteRT's Java classes are in no registry that tests reach, nor are Android's. Stubs below `android/` stand for them: the
+encoder over LiteRT is compiled and its calls are tested, but its inference is not run here.
+
+The app for ONNX Runtime is compiled by the oldest Kotlin that is supported, the one for LiteRT by a current one.
+"""
+
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.commands.conftest import CLASSES, Site
+from tests.commands.embed.jvm import (
+    Jvm,
+    javac,
+    needs_kotlin,
+    new_kotlin,
+    old_kotlin,
+    onnxruntime_android,
+    page_alignments,
+)
+from tests.commands.embed.test_cpp import installed
+from tests.npm import needs_npm
+from vitedge.runtimes.preprocess import resize
+
+pytestmark = [needs_kotlin, needs_npm]
+OURS = Path(__file__).with_name("android")
+KOTLIN = {"onnx": old_kotlin, "tflite": new_kotlin}
+FILTERS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
+SIZES = (
+    ((37, 61), (32, 32)),
+    ((7, 5), (32, 31)),
+    ((90, 33), (32, 32)),
+    ((32, 90), (32, 17)),
+    ((1, 1), (3, 2)),
+    ((600, 901), (31, 224)),
+)
+
+
+@dataclass(frozen=True)
+class App:
+    """An embedded folder, and its classes with those of its tests."""
+
+    folder: Path
+    jvm: Jvm
+
+    def junit(self, *tests: str) -> tuple[int, str]:
+        """Exit code and output of some tests of the app, which read files of its folder, and assets."""
+        names = [f"vitedge.{name}" for name in tests]
+        result = self.jvm.run(self.folder, "org.junit.runner.JUnitCore", *names, assets="model:golden")
+        return result.returncode, result.stdout + result.stderr
+
+
+@pytest.fixture(scope="module")
+def libraries(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Jvm]:
+    """Runtime and Android classes by runtime."""
+    folder = tmp_path_factory.mktemp("libraries")
+    stubs = javac(OURS / "stubs", folder / "stubs")
+    onnx = onnxruntime_android(installed("onnxruntime"), folder / "onnx")
+    litert = javac(OURS / "litert", folder / "litert")
+    return {"onnx": Jvm((*onnx.classpath, stubs), onnx.native), "tflite": Jvm((litert, stubs))}
+
+
+def compiled(app: Path, runtime: str, libraries: Mapping[str, Jvm]) -> App:
+    """All Kotlin of an app folder, its tests for phones too, and ours."""
+    sources = [*app.rglob("*.kt"), *(OURS / "kotlin" / "common").iterdir(), *(OURS / "kotlin" / runtime).iterdir()]
+    return App(app, KOTLIN[runtime]().compile(sources, libraries[runtime], app / "classes.jar"))
+
+
+@pytest.fixture(scope="module")
+def apps(
+    site: Site, built: Path, libraries: Mapping[str, Jvm], tmp_path_factory: pytest.TempPathFactory
+) -> Mapping[str, App]:
+    found = {}
+    for runtime in KOTLIN:
+        folder = tmp_path_factory.mktemp("android") / runtime
+        result = site.vitedge("embed", built / runtime, "--platform", "android", "--out", folder)
+        assert result.exit_code == 0, result.output
+        found[runtime] = compiled(folder, runtime, libraries)
+    return found
+
+
+@pytest.fixture
+def app(apps: Mapping[str, App], tmp_path: Path) -> App:
+    """A copy of the app for ONNX Runtime that a test may damage."""
+    shutil.copytree(apps["onnx"].folder, tmp_path / "app")
+    return App(tmp_path / "app", apps["onnx"].jvm)
+
+
+def test_onnx_passes_its_own_tests(apps: Mapping[str, App]) -> None:
+    code, output = apps["onnx"].junit("PlainTest", "InferenceTest", "DeviceTest", "AndroidTest", "RefusedTest")
+    assert code == 0, output
+    assert "OK (15 tests)" in output
+    assert "preprocessing: 0 resized values differ; largest error after normalization 0.0e+00" in output
+    assert "inference: cosine " in output
+
+
+def test_tflite_passes_its_own_tests(apps: Mapping[str, App]) -> None:
+    code, output = apps["tflite"].junit("PlainTest", "AndroidTest", "FakeTest")
+    assert code == 0, output
+    assert "OK (13 tests)" in output
+    assert "preprocessing: 0 resized values differ; largest error after normalization 0.0e+00" in output
+
+
+def test_onnx_gives_the_outputs_of_python(apps: Mapping[str, App], tmp_path: Path) -> None:
+    app, out = apps["onnx"], tmp_path / "found.bin"
+    result = app.jvm.run(app.folder, "vitedge.DriverKt", "encode", str(out))
+    assert result.returncode == 0, result.stdout + result.stderr
+    expected = np.fromfile(app.folder / "golden" / "onnx" / "last_hidden_state.bin", "<f4")
+    assert np.array_equal(np.fromfile(out, "<f4"), expected)  # the same library gives the same bits
+
+
+def test_every_filter_is_the_contracts_own(apps: Mapping[str, App], tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    lines, expected = [], {}
+    for resample in FILTERS:
+        for size, new in SIZES:
+            pixels = generator.integers(0, 256, (*size, 3), dtype=np.uint8)
+            source, out = tmp_path / f"{len(lines)}.in", tmp_path / f"{len(lines)}.out"
+            pixels.tofile(source)
+            lines.append(f"{source} {size[0]} {size[1]} {out} {new[0]} {new[1]} {resample}\n")
+            expected[out] = resize(pixels, *new, resample)
+    (tmp_path / "list").write_text("".join(lines))
+    result = apps["onnx"].jvm.run(tmp_path, "vitedge.DriverKt", "resize", "list")
+    assert result.returncode == 0, result.stdout + result.stderr
+    for (out, pixels), line in zip(expected.items(), lines, strict=True):
+        assert np.array_equal(np.fromfile(out, np.uint8).reshape(pixels.shape), pixels), line
+
+
+def test_another_preprocessing_fails_that_step(app: App) -> None:
+    path = app.folder / "golden" / "resized.bin"
+    pixels = bytearray(path.read_bytes())
+    pixels[100] ^= 1
+    path.write_bytes(pixels)
+    code, output = app.junit("PlainTest", "InferenceTest", "DeviceTest")
+    assert code == 1
+    assert "1 resized values differ" in output
+    assert "Failures: 2" in output  # preprocessing, here and of the phone's test
+
+
+def test_other_outputs_fail_inference(app: App) -> None:
+    path = app.folder / "golden" / "fp32" / "last_hidden_state.bin"
+    values = np.fromfile(path, "<f4")
+    (values + np.float32(2) * values[::-1]).astype("<f4").tofile(path)
+    code, output = app.junit("PlainTest", "InferenceTest", "DeviceTest")
+    assert code == 1
+    assert "AssertionError: cosine " in output
+    assert "Failures: 2" in output  # inference, here and of the phone's test
+    path.write_bytes(path.read_bytes()[:-4])
+    assert "golden/fp32/last_hidden_state.bin: expected" in app.junit("InferenceTest")[1]
+
+
+def test_pixels_in(site: Site, libraries: Mapping[str, Jvm], tmp_path: Path) -> None:
+    assert site.build(tmp_path / "out", "--input", "uint8", "--runtime", "onnx").exit_code == 0
+    folder = tmp_path / "app"
+    assert site.vitedge("embed", tmp_path / "out" / "onnx", "--platform", "android", "--out", folder).exit_code == 0
+    app = compiled(folder, "onnx", libraries)
+    code, output = app.junit("PlainTest", "InferenceTest")
+    assert code == 0, output
+    result = app.jvm.run(folder, "vitedge.DriverKt", "encode", "found.bin")
+    assert result.returncode == 0, result.stdout + result.stderr
+    expected = np.fromfile(folder / "golden" / "onnx" / "last_hidden_state.bin", "<f4")
+    assert np.array_equal(np.fromfile(folder / "found.bin", "<f4"), expected)
+
+
+def test_labels_are_an_asset(apps: Mapping[str, App]) -> None:
+    assert len((apps["tflite"].folder / "model" / "labels.txt").read_text().splitlines()) == CLASSES
+
+
+@pytest.mark.parametrize(("runtime", "extension"), [("onnx", "onnx"), ("tflite", "tflite")])
+def test_gradle_keeps_the_model_uncompressed(runtime: str, extension: str, apps: Mapping[str, App]) -> None:
+    text = (apps[runtime].folder / "build.gradle.kts").read_text()
+    assert (apps[runtime].folder / "model" / f"model.{extension}").is_file()
+    assert f'androidResources {{ noCompress += "{extension}" }}' in text
+    assert 'assets.srcDir("model")' in text
+
+
+def test_the_pinned_runtime_is_the_tested_one(apps: Mapping[str, App]) -> None:
+    text = (apps["onnx"].folder / "build.gradle.kts").read_text()
+    versions = set(re.findall(r"com\.microsoft\.onnxruntime:onnxruntime(?:-android)?:([0-9.]+)", text))
+    assert len(versions) == 1
+    assert apps["onnx"].jvm.native is not None
+    bridge = (apps["onnx"].jvm.native / "libonnxruntime4j_jni.so").read_bytes()
+    assert f"VERS_{versions.pop()}\0".encode() in bridge
+
+
+def test_native_libraries_are_aligned_for_16_kb_pages() -> None:
+    alignments = page_alignments("arm64-v8a")
+    assert alignments == {"libonnxruntime.so": {1 << 14}, "libonnxruntime4j_jni.so": {1 << 14}}

@@ -1,0 +1,482 @@
+"""`vitedge bench --device adb:…`: the real adb against a scripted device, and what it measures, refuses and leaves."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+
+from tests.adb_device import AdbDevice
+from tests.commands.conftest import Site
+from vitedge.benchmarks.adb import parse_adb
+from vitedge.benchmarks.devices import DeviceError
+from vitedge.runtimes.manifest import sha256_of
+
+pytestmark = pytest.mark.skipif(
+    os.environ.get("CI") is None and shutil.which("adb") is None, reason="needs Debian's adb"
+)
+
+# Prints as LiteRT's own does; INT8 takes 12 ms and FP32 24 ms. $ROOT is the device's.
+TOOL = """#!/bin/sh
+echo "$@" >> "$ROOT/calls"
+case "$1" in *int8.tflite) median=12000 ;; *) median=24000 ;; esac
+finish() { :; }
+applied="Explicitly applied XNNPACK delegate, and the model graph will be completely executed by the delegate."
+@CHANGE@
+: "${percentiles= p5=11000 median=$median p95=26000}"
+echo "INFO: STARTING!
+INFO: $applied
+INFO: count=2 first=31000 curr=30500 min=30500 max=31000 avg=30750 std=250 p5=30500 median=31000 p95=31000
+
+INFO: count=40 first=13000 curr=12500 min=10000 max=1.3e+06 avg=1.25e+04 std=268$percentiles
+
+INFO: Inference timings in us: Init: 5500, First inference: 31000, Warmup (avg): 30750, Inference (avg): 12500
+INFO: Memory footprint delta from the start of the tool (MB): init=20.5 overall=64"
+finish
+"""
+
+
+def tool(folder: Path, change: str = "") -> Path:
+    path = folder / "benchmark_model"
+    path.write_text(TOOL.replace("@CHANGE@", change))
+    return path
+
+
+@pytest.fixture(scope="module", autouse=True)
+def adb_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A server of adb's, and keys, that nobody else uses."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        port = server.getsockname()[1]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ANDROID_ADB_SERVER_PORT", str(port))
+        patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
+        subprocess.run(["adb", "start-server"], check=True, capture_output=True)
+        yield
+        subprocess.run(["adb", "kill-server"], check=True, capture_output=True)
+
+
+def state_of(device: AdbDevice) -> str | None:
+    said = subprocess.run(["adb", "devices"], check=True, capture_output=True, text=True).stdout
+    return dict(line.split("\t") for line in said.splitlines() if "\t" in line).get(device.serial)
+
+
+@contextmanager
+def connected(device: AdbDevice, state: str = "device") -> Iterator[AdbDevice]:
+    device.start()
+    connecting = subprocess.Popen(["adb", "connect", device.serial], stdout=subprocess.DEVNULL)
+    try:
+        for _ in range(400):
+            if state_of(device) == state:
+                break
+            time.sleep(0.05)
+        assert state_of(device) == state
+        yield device
+    finally:
+        connecting.kill()
+        connecting.wait()
+        device.stop()
+        subprocess.run(["adb", "disconnect", device.serial], check=False, capture_output=True)
+
+
+@pytest.fixture
+def phone(tmp_path: Path) -> Iterator[AdbDevice]:
+    with connected(AdbDevice(tmp_path / "phone")) as device:
+        yield device
+
+
+def bench(site: Site, artifact: Path, device: AdbDevice, program: Path | str, *options: str) -> Result:
+    where = ("--device", f"adb:{device.serial}", "--benchmark-model", program)
+    return site.vitedge("bench", artifact, *where, "--seconds", "0.6", *options)
+
+
+def flags_of(result: Result) -> list[str]:
+    assert result.exit_code == 0, result.stderr
+    run = json.loads(result.stdout)["bench"]["runs"][0]
+    return [*run["flags"], *run["pairs"]["tflite"]["flags"]]
+
+
+def test_measures_both_in_turns(site: Site, built: Path, phone: AdbDevice, tmp_path: Path) -> None:
+    program = tool(tmp_path)
+    result = bench(site, built, phone, program, "--json", "--threads", "4")
+    assert result.exit_code == 0, result.stderr
+    document = json.loads(result.stdout)
+    assert (document["format"], document["device"], document["selftest"]) == (
+        "vitedge-device/1",
+        f"adb:{phone.serial}",
+        None,
+    )
+    model = built / "tflite" / "model.tflite"
+    assert document["bench"]["artifacts"]["tflite"]["sha256"] == {"model.tflite": sha256_of(model)}
+    (run,) = document["bench"]["runs"]
+    pair = run["pairs"]["tflite"]
+    artifact, fp32 = pair["artifact"], pair["fp32"]
+    assert (artifact["latency_median_ms"], artifact["latency_interval_ms"]) == (12.0, [12.0, 12.0])
+    assert (fp32["latency_median_ms"], fp32["latency_p95_ms"]) == (24.0, 26.0)
+    assert (artifact["load_ms"], artifact["first_ms"], artifact["samples"]) == (5.5, 31.0, 240)
+    assert (artifact["peak_bytes"], artifact["size_bytes"]) == (64 << 20, model.stat().st_size)
+    assert (artifact["precision"], artifact["compared"], len(artifact["rounds"])) == ("int8", "sha256", 6)
+    assert pair["speedup"] == {"median": 2.0, "low": 2.0, "high": 2.0, "rounds": 6}
+    assert pair["verdict"] == "2.00× [2.00, 2.00] faster than FP32 here"
+    assert (run["flags"], pair["flags"], run["threads"], run["delegate"]) == ([], [], 4, "none")
+    assert run["tool"] == {"name": "benchmark_model", "sha256": sha256_of(program)}
+    # In turns, every other round the other way round.
+    calls = [line.split() for line in (phone.root / "calls").read_text().splitlines()]
+    turns = [Path(words[0]).stem for words in calls]
+    assert turns == ["int8", "fp32", "fp32", "int8"] * 3
+    assert calls[0][1:] == ["--num_threads=4", "--num_runs=3", "--min_secs=0.05", "--use_xnnpack=true"]
+    assert phone.left() == []
+
+
+def test_what_the_device_says_of_itself(site: Site, built: Path, phone: AdbDevice, tmp_path: Path) -> None:
+    result = bench(site, built, phone, tool(tmp_path), "--json")
+    run = json.loads(result.stdout)["bench"]["runs"][0]
+    assert run["machine"] == {
+        "cpu_model": "QTI SM8550, 2× Cortex-A520 + 1× Cortex-A715 + 1× Cortex-X3",
+        "architecture": "arm64-v8a",
+        "system": "Android 14",
+        "product": "Phone 1",
+        "soc": "SM8550",
+        "soc_manufacturer": "QTI",
+        "android_version": "14",
+        "kernel": "5.15.104-android13",
+        "isa_flags": ["asimd", "asimddp", "i8mm", "bf16"],
+        "governor": "walt",
+        "max_frequency_mhz": 3187.2,
+    }
+    assert (
+        run["before"]
+        == run["after"]
+        == {
+            "frequency_mhz": 3187.2,
+            "frequency_limit_mhz": 3187.2,
+            "temperature_celsius": 42.0,
+            "zones_celsius": {"cpu-1-0": 42.0, "battery": 30.3},
+            "thermal_status": "none",
+            "battery_percent": 85.0,
+            "battery_status": "charging",
+            "battery_celsius": 30.3,
+            "power_saving": False,
+        }
+    )
+
+
+def test_as_text_and_without_a_twin(site: Site, built: Path, phone: AdbDevice, tmp_path: Path) -> None:
+    artifact = shutil.copytree(built / "tflite", tmp_path / "alone" / "tflite")
+    result = bench(site, artifact, phone, tool(tmp_path))
+    assert result.exit_code == 0, result.stderr
+    assert "so there is no FP32 to compare with" in result.stderr
+    assert result.stdout.splitlines() == [
+        f"adb:{phone.serial}: QTI SM8550, 2× Cortex-A520 + 1× Cortex-A715 + 1× Cortex-X3, Android 14",
+        "tflite: INT8 12.00 ms; no FP32 artifact to compare with",
+    ]
+
+
+def test_compare_reads_it(site: Site, built: Path, phone: AdbDevice, tmp_path: Path) -> None:
+    """Against itself, against a slower one, and against a build's report: quantities that both have."""
+    before, after = tmp_path / "before.json", tmp_path / "after.json"
+    before.write_text(bench(site, built, phone, tool(tmp_path), "--json").stdout)
+    after.write_text(bench(site, built, phone, tool(tmp_path, "median=$((median * 2))"), "--json").stdout)
+    same = json.loads(site.vitedge("compare", before, before, "--json").stdout)["changes"]
+    assert {change["quantity"] for change in same} == {"latency ms", "load ms", "peak bytes", "file bytes"}
+    assert {change["verdict"] for change in same} == {"same"}
+    slower = site.vitedge("compare", before, after)
+    assert slower.exit_code == 1
+    assert "tflite: latency ms 12 → 24" in slower.stderr
+    other = json.loads(site.vitedge("compare", built / "report.json", before, "--json").stdout)
+    assert {change["artifact"] for change in other["changes"]} == {"tflite"}
+
+
+def test_benchmark_model_that_is_there(site: Site, built: Path, phone: AdbDevice, tmp_path: Path) -> None:
+    program = phone.program("own tool", tool(tmp_path).read_text())
+    shutil.move(program, phone.place / "own tool; touch trapped")
+    path = "/data/local/tmp/own tool; touch trapped"
+    result = bench(site, built, phone, f"device:{path}", "--json")
+    assert result.exit_code == 0, result.stderr
+    run = json.loads(result.stdout)["bench"]["runs"][0]
+    assert run["tool"]["sha256"] == sha256_of(phone.place / "own tool; touch trapped")
+    assert phone.left() == ["own tool; touch trapped"]  # it was there before
+    missing = bench(site, built, phone, "device:/data/local/tmp/none")
+    assert missing.exit_code == 2
+    assert "sha256sum /data/local/tmp/none failed there (exit code 1)" in missing.stderr
+    assert phone.left() == ["own tool; touch trapped"]
+
+
+@pytest.mark.parametrize(
+    ("change", "flag"),
+    [
+        (
+            "applied='Explicitly applied XNNPACK delegate, and the model graph will be partially executed by the"
+            " delegate w/ 3 delegate kernels.'",
+            "INT8: XNNPACK runs the graph partially (in 3 parts): other kernels run the rest",
+        ),
+        ("percentiles=", "FP32: this benchmark_model prints no median: latencies are means, which outliers raise"),
+        (
+            'finish() { [ $(wc -l < "$ROOT/calls") -lt 6 ] ||'
+            " echo 1500000 > $ROOT/sys/devices/system/cpu/cpu3/cpufreq/scaling_cur_freq; }",
+            "the clock fell from 3187 to 2000 MHz during the run: throttling",
+        ),
+        ("echo 91000 > $ROOT/sys/class/thermal/thermal_zone0/temp", "the CPU was at 91 °C: it may throttle"),
+        ("echo 91000 > $ROOT/sys/class/thermal/thermal_zone0/temp", "the CPU warmed by 49 °C to 91 °C"),
+        ("echo 'Thermal Status: 3' > $ROOT/answers/dumpsys.thermalservice", "Android's thermal status was severe"),
+        ("median=$((median + $(wc -l < $ROOT/calls) * 1000))", "slower during the run: throttling, or a neighbour"),
+    ],
+)  # fmt: skip
+def test_what_is_doubtful(site: Site, built: Path, phone: AdbDevice, tmp_path: Path, change: str, flag: str) -> None:
+    found = flags_of(bench(site, built, phone, tool(tmp_path, change), "--json"))
+    assert any(flag in said for said in found), found
+
+
+def test_power_saving_and_low_battery(site: Site, built: Path, phone: AdbDevice, tmp_path: Path) -> None:
+    phone.answer("settings.low_power", "1")
+    phone.answer("dumpsys.battery", "  level: 15\n  scale: 100")
+    found = flags_of(bench(site, built, phone, tool(tmp_path), "--json"))
+    assert found == [
+        "power saving is on, which lowers the clock: turn it off",
+        "the battery is at 15 %: the device may save power; charge it",
+    ]
+
+
+def test_delegate_that_runs_nothing(site: Site, built: Path, phone: AdbDevice, tmp_path: Path) -> None:
+    change = (
+        "applied='Though NNAPI delegate is explicitly applied, the model graph will not be executed by the delegate.'"
+    )
+    found = flags_of(bench(site, built, phone, tool(tmp_path, change), "--json", "--delegate", "nnapi"))
+    assert found == [
+        f"{name}: NNAPI runs nothing of the graph: these are latencies of other kernels" for name in ("INT8", "FP32")
+    ]
+    assert "--use_xnnpack=true --use_nnapi=true" in (phone.root / "calls").read_text()
+
+
+def test_device_that_says_nothing_of_itself(site: Site, built: Path, phone: AdbDevice, tmp_path: Path) -> None:
+    """No properties, sensors or dumps, and no sha256sum: sizes are compared."""
+    for answer in (phone.root / "answers").iterdir():
+        if answer.name != "df":
+            answer.unlink()
+    for folder in ("sys", "proc"):
+        shutil.rmtree(phone.root / folder)
+    phone.program("sha256sum", "exit 127")
+    result = bench(site, built, phone, tool(tmp_path), "--json")
+    assert flags_of(result) == []
+    run = json.loads(result.stdout)["bench"]["runs"][0]
+    assert (run["machine"]["cpu_model"], run["machine"]["system"]) == (None, "Android")
+    assert {value for name, value in run["after"].items() if name != "zones_celsius"} == {None}
+    assert run["pairs"]["tflite"]["artifact"]["compared"] == "size"
+
+
+def test_model_changed_in_transit(site: Site, built: Path, phone: AdbDevice, tmp_path: Path) -> None:
+    phone.corrupts = True
+    result = bench(site, built, phone, tool(tmp_path))
+    assert result.exit_code == 2
+    assert "benchmark_model was changed on its way: expected sha256 " in result.stderr
+    assert phone.left() == []
+    there = phone.program("tool", tool(tmp_path).read_text())
+    result = bench(site, built, phone, f"device:{there}")
+    assert "model.tflite was changed on its way: expected sha256 " in result.stderr
+    assert phone.left() == []
+
+
+def test_no_space(site: Site, built: Path, phone: AdbDevice, tmp_path: Path) -> None:
+    phone.answer("df", "Filesystem 1024-blocks Used Available Capacity Mounted on\n/dev/block/dm-5 9 8 1 99% /data")
+    result = bench(site, built, phone, tool(tmp_path))
+    assert result.exit_code == 2
+    assert "MB of free space in /data/local/tmp, found 0.0 MB; make room there" in result.stderr
+    phone.answer("df", "df: no such command")
+    assert "expected df to tell the free space" in bench(site, built, phone, tool(tmp_path)).stderr
+    phone.answer("df", None)
+    assert "df failed there (exit code 1)" in bench(site, built, phone, tool(tmp_path)).stderr
+    assert phone.left() == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            "echo 'ERROR: Failed to load model' >&2; exit 1",
+            "benchmark_model on the INT8 model failed there (exit code 1): ERROR: Failed to load model",
+        ),
+        ("kill -SEGV $$", "benchmark_model on the INT8 model failed there (exit code 139)"),
+        ("echo garbage; exit 0", "expected two lines with count= (warm-up and benchmark) and one of inference timings"),
+        ("median=oops", "latency: expected a number of at least 1, found oops"),
+    ],
+)
+def test_benchmark_model_fails(
+    site: Site, built: Path, phone: AdbDevice, tmp_path: Path, change: str, message: str
+) -> None:
+    result = bench(site, built, phone, tool(tmp_path, change))
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert phone.left() == []
+
+
+def running(phone: AdbDevice) -> list[str]:
+    """Command lines of `benchmark_model` on the phone."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            line = (process / "cmdline").read_text().replace("\0", " ")
+            if f"{phone.root}" in line and "benchmark_model" in line and "pytest" not in line:
+                found.append(line)
+    return found
+
+
+def test_benchmark_model_that_never_ends(
+    site: Site, built: Path, phone: AdbDevice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vitedge.benchmarks.measure_adb._LIMIT_SECONDS", 0.5)
+    result = bench(site, built, phone, tool(tmp_path, "sleep 60"))
+    assert result.exit_code == 2
+    assert "no answer within 0.55 s: adb -s 127.0.0.1:" in result.stderr
+    assert phone.left() == []
+    assert running(phone) == []
+
+
+@pytest.mark.parametrize("word", ["sync:", "chmod", "int8.tflite"])
+def test_connection_lost_for_a_moment(site: Site, built: Path, phone: AdbDevice, tmp_path: Path, word: str) -> None:
+    """While copying, in a step, and before a run; adb connects again, and the folder is removed."""
+    phone.drops_on = word
+    result = bench(site, built, phone, tool(tmp_path))
+    assert result.exit_code == 2
+    assert any(said in result.stderr for said in ("found it offline", "connection was lost", "failed there")), (
+        result.stderr
+    )
+    assert "could not be removed" not in result.stderr
+    assert phone.left() == []
+
+
+def test_connection_lost_in_a_run(site: Site, built: Path, phone: AdbDevice, tmp_path: Path) -> None:
+    """adb itself ends with exit code 0 then."""
+    script = "while [ ! -e $ROOT/cut ]; do touch $ROOT/waiting; sleep 0.05; done"
+    with cut_when_waiting(phone):
+        result = bench(site, built, phone, tool(tmp_path, script))
+    assert result.exit_code == 2
+    assert "found it offline; plug it in again" in result.stderr or "the connection was lost" in result.stderr
+    assert phone.left() == []
+
+
+@contextmanager
+def cut_when_waiting(phone: AdbDevice) -> Iterator[None]:
+    def cut() -> None:
+        for _ in range(1200):
+            if (phone.root / "waiting").exists():
+                phone.disconnect()
+                return
+            time.sleep(0.05)
+
+    thread = threading.Thread(target=cut)
+    thread.start()
+    yield
+    thread.join()
+
+
+def test_connection_lost_for_good(
+    site: Site, built: Path, phone: AdbDevice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first error is told, and which folder is left."""
+    monkeypatch.setattr("vitedge.benchmarks.adb._RETURN_SECONDS", 1.0)
+    phone.drops_on, phone.drops = "int8.tflite", 99
+    result = bench(site, built, phone, tool(tmp_path))
+    assert result.exit_code == 2
+    (folder,) = phone.left()
+    assert f"and /data/local/tmp/{folder} could not be removed (no answer within 1 s: " in result.stderr
+    assert f"remove it: adb -s {phone.serial} shell rm -r /data/local/tmp/{folder}" in result.stderr
+
+
+def test_folder_that_cannot_be_removed(site: Site, built: Path, phone: AdbDevice, tmp_path: Path) -> None:
+    phone.program("rm", "echo 'rm: Operation not permitted' >&2; exit 1")
+    result = bench(site, built, phone, tool(tmp_path))
+    assert result.exit_code == 2
+    (folder,) = phone.left()
+    assert f"{folder} could not be removed (rm: Operation not permitted); remove it" in result.stderr
+
+
+def test_interrupt_leaves_nothing(built: Path, phone: AdbDevice, tmp_path: Path) -> None:
+    program = tool(tmp_path, "touch $ROOT/waiting; sleep 60")
+    command = [sys.executable, "-m", "vitedge", "bench", str(built), "--device", f"adb:{phone.serial}"]
+    command += ["--benchmark-model", str(program)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        for _ in range(1200):
+            if (phone.root / "waiting").exists():
+                break
+            time.sleep(0.05)
+        assert len(phone.left()) == 1
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert phone.left() == []
+    assert running(phone) == []
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ("unauthorized", "expected it ready, found it unauthorized; unlock it, and allow USB debugging"),
+        ("offline", "expected it ready, found it offline; plug it in again or restart it"),
+    ],
+)
+def test_device_that_is_not_ready(site: Site, built: Path, tmp_path: Path, state: str, message: str) -> None:
+    device = AdbDevice(tmp_path / "phone", authorized=state != "unauthorized", silent=state == "offline")
+    with connected(device, state):
+        result = bench(site, built, device, tool(tmp_path))
+        assert device.left() == []
+    assert result.exit_code == 2
+    assert message in result.stderr
+
+
+def test_device_that_is_absent(site: Site, built: Path, phone: AdbDevice, tmp_path: Path) -> None:
+    result = site.vitedge("bench", built, "--device", "adb:R5CT", "--benchmark-model", tool(tmp_path))
+    assert result.exit_code == 2
+    assert f"adb knows no device of that serial; it lists: {phone.serial} (device)" in result.stderr.replace("\n", " ")
+
+
+def test_without_adb(site: Site, built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    result = site.vitedge("bench", built, "--device", "adb:R5CT", "--benchmark-model", tool(tmp_path))
+    assert result.exit_code == 2
+    assert "adb is not installed here: install Android's platform-tools" in result.stderr
+
+
+def test_artifact_of_another_runtime(site: Site, built: Path, tmp_path: Path) -> None:
+    result = site.vitedge("bench", built / "onnx", "--device", "adb:R5CT", "--benchmark-model", tool(tmp_path))
+    assert result.exit_code == 2
+    assert "over adb TFLite is measured" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--device", "adb:R5CT"), "pass --benchmark-model PATH, LiteRT's benchmark_model for the device"),
+        (("--device", "adb:", "--benchmark-model", "x"), "expected adb:SERIAL with a serial that adb devices lists"),
+        (("--device", "adb:a b", "--benchmark-model", "x"), "expected adb:SERIAL"),
+        (
+            ("--device", "adb:a", "--benchmark-model", "none"),
+            "--benchmark-model: expected a file that can be read, found none at none",
+        ),
+        (("--device", "adb:a", "--benchmark-model", "device:x"), "expected device:/an/absolute/path, found device:x"),
+        (("--device", "adb:a", "--no-install"), "leave --device-python, --no-install and --ssh-config out"),
+        (("--device", "ssh://a", "--delegate", "gpu"), "leave --benchmark-model and --delegate out; they are for adb"),
+        (("--benchmark-model", "x"), "are for a --device"),
+        (("--device", "adb:a", "--threads", "1,2"), "expected one number of threads"),
+    ],
+)
+def test_options_that_do_not_fit(site: Site, built: Path, options: tuple[str, ...], message: str) -> None:
+    result = site.vitedge("bench", built, *options)
+    assert result.exit_code == 2
+    assert message in result.stderr
+
+
+def test_serials() -> None:
+    for serial in ("R5CT10XYZ", "emulator-5554", "127.0.0.1:5555", "adb-1A2B-x._adb-tls-connect._tcp", "[::1]:5555"):
+        assert parse_adb(f"adb:{serial}", "device:/data/local/tmp/tool").name == f"adb:{serial}"
+    with pytest.raises(DeviceError, match="expected adb:SERIAL"):
+        parse_adb("usb:R5CT", "device:/data/local/tmp/tool")

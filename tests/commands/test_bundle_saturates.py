@@ -1,0 +1,65 @@
+"""The self-test on a CPU with AVX2 and no VNNI, emulated, where an artifact for VNNI saturates for real."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.commands.conftest import Site
+from tests.commands.test_bundle import ABSENT, PROGRAM
+
+QEMU = "qemu-x86_64-static"
+pytestmark = pytest.mark.skipif(
+    os.environ.get("CI") is None and shutil.which(QEMU) is None, reason="needs qemu-user-static"
+)
+CPUINFO = "processor\t: 0\nmodel name\t: Haswell\nflags\t\t: fpu sse4_1 sse4_2 avx f16c fma avx2\n\n"
+
+
+def selftest(bundle: Path, root: Path, artifact: str) -> tuple[int, dict[str, Any]]:
+    """As on a Haswell; its /proc/cpuinfo comes from a folder that qemu looks into first."""
+    (root / "proc").mkdir(exist_ok=True)
+    (root / "proc" / "cpuinfo").write_text(CPUINFO)
+    program = PROGRAM.format(absent=set(ABSENT), arguments=["selftest", "--json", "--artifact", artifact])
+    result = subprocess.run(
+        [QEMU, "-cpu", "Haswell", "-L", str(root), sys.executable, "-c", program],
+        cwd=bundle,
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.stdout, result.stderr
+    document = json.loads(result.stdout)
+    return result.returncode, {check["step"]: check for check in document["checks"]}
+
+
+@pytest.fixture(scope="module")
+def for_vnni(site: Site, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("vnni")
+    assert site.build(root / "out", "--target", "vnni", "--runtime", "onnx,openvino").exit_code == 0
+    assert site.vitedge("bundle", root / "out", "--out", root / "bundle").exit_code == 0
+    return root / "bundle"
+
+
+@pytest.mark.parametrize("artifact", ["onnx", "openvino"])
+def test_an_artifact_for_vnni_fails_and_saturation_is_named(artifact: str, for_vnni: Path, tmp_path: Path) -> None:
+    code, checks = selftest(for_vnni, tmp_path, artifact)
+    assert code == 1
+    assert checks["preprocessing"]["status"] == "pass"
+    inference = checks["inference"]
+    assert inference["status"] == "fail"
+    assert inference["numbers"]["sqnr_db"] < inference["numbers"]["min_sqnr_db"] - 3
+    assert inference["cause"].startswith("saturation: this CPU adds pairs of products in 16 bits")
+    assert "build with --target avx2" in inference["cause"]
+
+
+@pytest.mark.parametrize("artifact", ["onnx", "openvino"])
+def test_an_artifact_for_avx2_passes(artifact: str, site: Site, built: Path, tmp_path: Path) -> None:
+    assert site.vitedge("bundle", built / artifact, "--out", tmp_path / "bundle").exit_code == 0
+    code, checks = selftest(tmp_path / "bundle", tmp_path, artifact)
+    assert (code, checks["inference"]["status"]) == (0, "pass"), checks
