@@ -218,7 +218,7 @@ def test_devices(site: Site, built: Path, said: Any, tmp_path: Path) -> None:
     # What makes a whole run doubtful, and which delegate ran, are told too.
     doubtful = json.loads(json.dumps(said))
     doubtful["bench"]["runs"][0] |= {"flags": ["power saving was on"], "delegate": "gpu"}
-    page = page_of(site, built, "--device", saved(doubtful, tmp_path))
+    page = page_of(site, built, tmp_path, "--device", saved(doubtful, tmp_path))
     assert "doubt: power saving was on" in page.text
     assert "1 × 1, gpu" in page.text
     # The halves, as printed on the device; and a device whose files arrived damaged.
