@@ -118,6 +118,14 @@ def test_numbers_are_those_of_the_report(built: Path, page: Html) -> None:
             pair["verdict"],
         ):
             assert text in page.text, text
+        card = page.source.partition(f'<h3 class="{runtime}">')[2].partition("</dl>")[0]
+        assert re.findall(r"<dd>([^<]*)</dd>", card)[:5] == [
+            f"{pair['speedup']['median']:.2f}×",
+            f"{pair['artifact']['latency_median_ms']:.2f} ms",
+            f"{last['cosine_mean']:.5f}",
+            f"{last['sqnr_db']:.1f} dB",
+            f"{pair['artifact']['size_bytes'] / 1e6:.1f} MB",
+        ]
     assert report["bench"]["best"]["verdict"][1:] in page.text
     assert set(page.values("section", "id")) == {
         "verdicts", "trade-off", "images", "sensitivity", "devices", "numbers", "build"
