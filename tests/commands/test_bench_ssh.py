@@ -236,7 +236,7 @@ def test_a_lost_connection_says_what_is_left(built: Path, site: Site, server: Ho
     python.write_text(
         f"#!/bin/sh\necho x >> {calls}\nif [ $(wc -l < {calls}) -gt 3 ]; then p=$$\n"
         "until [ $(cat /proc/$p/comm) = sshd ]; do p=$(awk '/^PPid/ {print $2}' /proc/$p/status); done\n"
-        f'kill -9 $p; fi\nexec {sys.executable} "$@"\n'
+        f'kill -9 $p; exit 1; fi\nexec {sys.executable} "$@"\n'
     )
     python.chmod(0o755)
     bundle = tmp_path / "bundle"
