@@ -4,16 +4,17 @@ import json
 import os
 import shutil
 import string
+import tempfile
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import vitedge
 import vitedge.runtimes
+from vitedge.converters.folders import Mark, replacing_folder
 from vitedge.converters.golden import write_with_artifacts
-from vitedge.runtimes.bundle import BUNDLE_FILE, Bundle, load_bundle
+from vitedge.runtimes.bundle import BUNDLE_FILE, FORMAT, Bundle
 from vitedge.runtimes.encoder import DISTRIBUTIONS
 from vitedge.runtimes.errors import ArtifactError, OutputError
 from vitedge.runtimes.golden import GOLDEN_FILE, GOLDEN_FOLDER
@@ -22,6 +23,7 @@ from vitedge.runtimes.manifest import FileRecord, Manifest, artifact_folders, lo
 _PACKAGE = Path(vitedge.__file__).parent
 # What measures on a device; the rest of the benchmarks needs a host.
 _BENCHMARKS = ("__init__", "best", "flags", "machine", "measure", "process", "results", "speedup", "worker")
+_MARK = Mark(BUNDLE_FILE, FORMAT, "vitedge bundle")
 _TEMPLATES = Path(__file__).with_name("bundle_files")
 _ZIP_DATE = (1980, 1, 1, 0, 0, 0)  # equal contents give equal bytes
 
@@ -77,21 +79,27 @@ def write_bundle(ingredients: Ingredients, out: Path) -> int:
         ArtifactError: Artifacts and golden vectors do not belong together.
         OutputError: `out` holds something that is no bundle, or cannot be written.
     """
-    zipped = out.suffix == ".zip"
-    with _replacing(out, zipped) as new:
-        folder = new.with_suffix(".files") if zipped else new
-        try:
-            _fill(ingredients, folder)
-            if zipped:
-                _zip(folder, new)
-        finally:
-            if zipped:
-                shutil.rmtree(folder, ignore_errors=True)
-        return sum(path.stat().st_size for path in ([new] if zipped else new.rglob("*")) if path.is_file())
+    if out.suffix != ".zip":
+        with replacing_folder(out, _MARK) as new:
+            _fill(ingredients, new)
+            return sum(path.stat().st_size for path in new.rglob("*") if path.is_file())
+    if out.is_dir():
+        raise OutputError(f"{out}: expected a zip file, found a folder; pass another --out")
+    new = out.with_name(f".{out.name}.{os.getpid()}")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
+            _fill(ingredients, Path(folder))
+            _zip(Path(folder), new)
+        new.replace(out)
+        return out.stat().st_size
+    except OSError as error:
+        raise OutputError(f"{out}: cannot be written ({error.strerror or error}); nothing was changed") from error
+    finally:
+        new.unlink(missing_ok=True)
 
 
 def _fill(ingredients: Ingredients, folder: Path) -> None:
-    folder.mkdir(parents=True)
     artifacts = {name: f"artifacts/{name}" for name in ingredients.folders}
     twins = {name: f"fp32/{name}" for name in ingredients.twins}
     for paths, places in ((ingredients.folders, artifacts), (ingredients.twins, twins)):
@@ -166,35 +174,3 @@ def _zip(folder: Path, path: Path) -> None:
                 info.compress_type, info.external_attr = zipfile.ZIP_DEFLATED, 0o644 << 16
                 with file.open("rb") as data, archive.open(info, "w") as entry:
                     shutil.copyfileobj(data, entry)
-
-
-@contextmanager
-def _replacing(out: Path, zipped: bool) -> Iterator[Path]:
-    """Yields a path beside `out` that takes its place at the end."""
-    if zipped and out.is_dir():
-        raise OutputError(f"{out}: expected a zip file, found a folder; pass another --out")
-    if not zipped and out.exists() and (not out.is_dir() or any(out.iterdir())):
-        try:
-            load_bundle(out)
-        except ArtifactError as error:
-            raise OutputError(f"{out}: exists and is no bundle; pass another --out, or remove it") from error
-    new, old = (out.with_name(f".{out.name}.{kind}-{os.getpid()}") for kind in ("new", "old"))
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        yield new
-        if zipped:
-            new.replace(out)
-        else:
-            if out.exists():
-                out.rename(old)
-            new.rename(out)
-    except OSError as error:
-        if old.exists() and not out.exists():
-            old.rename(out)
-        raise OutputError(f"{out}: cannot be written ({error.strerror or error}); nothing was changed") from error
-    finally:
-        shutil.rmtree(old, ignore_errors=True)
-        if new.is_dir():
-            shutil.rmtree(new, ignore_errors=True)
-        else:
-            new.unlink(missing_ok=True)

@@ -3,8 +3,8 @@
     probe device and free space ─► a private folder ─► models, benchmark_model ─► rounds ─► remove
 
 As on the host (`measure.py`) the two run in turns, the order reversed from round to round, and the verdict is about the
-quotients of neighbouring runs. A run is a process of its own, so that load times and memory are medians too. There is
-no self-test: `benchmark_model` feeds random numbers and shows no outputs.
+quotients of neighbouring runs. A run is a process of its own, so that load times are medians too, and
+memory is the largest of all. There is no self-test: `benchmark_model` feeds random numbers and shows no outputs.
 """
 
 from collections.abc import Iterator, Sequence

@@ -184,8 +184,7 @@ def _copy_model(subject: Subject, folder: Path) -> None:
         shutil.copyfile(subject.folder / record.name, folder / record.name)
     subject.manifest.save(folder)
     if subject.manifest.labels:
-        lines = (" ".join(label.split()) for label in subject.manifest.labels)
-        (folder / "labels.txt").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        (folder / "labels.txt").write_text(subject.manifest.label_lines, encoding="utf-8")
 
 
 def _index(golden: Golden) -> str:

@@ -43,7 +43,7 @@ def write(manifest: Manifest, source: Path, file: Path) -> str:
     if contract.dtype == "float32" and not _is_alike(contract):
         _normalize_channels(model, contract)
     name = _one_output(model, manifest)
-    labels = "".join(" ".join(label.split()) + "\n" for label in manifest.labels) if name == "probability" else ""
+    labels = manifest.label_lines if name == "probability" else ""
     entry = schema.MetadataT()
     entry.name = _METADATA_NAME
     entry.buffer = add_buffer(model, _metadata(manifest, name, LABELS_FILE if labels else None))

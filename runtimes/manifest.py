@@ -98,6 +98,11 @@ class Manifest:
     def size_bytes(self) -> int:
         return sum(file.size_bytes for file in self.files)
 
+    @property
+    def label_lines(self) -> str:
+        """The labels as mobile runtimes read them: a line each, so without line breaks of their own."""
+        return "".join(" ".join(label.split()) + "\n" for label in self.labels)
+
     def with_measurements(self, **measured: Mapping[str, Any] | None) -> "Manifest":
         """The same manifest with `accuracy` or `latency` filled in."""
         return replace(self, **measured)  # type: ignore[arg-type]

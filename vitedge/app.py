@@ -60,3 +60,18 @@ def errors() -> Iterator[None]:
 def print_json(document: Any) -> None:
     json.dump(document, sys.stdout, indent=1, allow_nan=False)
     sys.stdout.write("\n")
+
+
+def counts(text: str) -> tuple[int, ...]:
+    """Numbers of at least 1, such as `1,2`.
+
+    Raises:
+        VitedgeError: Not that.
+    """
+    try:
+        found = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        found = ()
+    if not found or min(found) < 1:
+        raise VitedgeError(f"expected a number of at least 1, found {text}")
+    return found

@@ -1,4 +1,4 @@
-"""The command line on the host: build, judge, run. `cli_deploy.py` holds what carries artifacts to devices and apps.
+"""The command line on the host: build, judge, run. `cli_bench.py` measures, `cli_deploy.py` carries artifacts on.
 
 Each command is a thin face of a plain function; results go to stdout, progress to stderr.
 """
@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from vitedge.app import Json, Quiet, app, errors, print_json
+from vitedge.app import Json, Quiet, app, counts, errors, print_json
+from vitedge.cli_bench import measure
 from vitedge.cli_deploy import deploy
 from vitedge.console import Console
 from vitedge.runtimes.errors import VitedgeError
@@ -203,113 +204,6 @@ def verify(
 
 
 @app.command()
-def bench(
-    artifact: Annotated[Path, typer.Argument(help="An artifact such as OUT/onnx, or OUT for all of them.")],
-    threads: Annotated[str, typer.Option(help="One number or several, such as 1,2.")] = "1",
-    batch: Annotated[int, typer.Option(min=1, help="Images per inference.")] = 1,
-    seconds: Annotated[
-        float, typer.Option(min=0.1, help="Time for each pair of INT8 and FP32; half of it more for each rival.")
-    ] = 8.0,
-    cpus: Annotated[
-        str | None, typer.Option(help="Pin the measured processes to CPUs, such as 0 or 0,1.", show_default=False)
-    ] = None,
-    torch: Annotated[bool, typer.Option("--torch", help="Measure PyTorch eager FP32 in the same rounds.")] = False,
-    vendors: Annotated[
-        bool, typer.Option("--vendors", help="Measure the vendors' default INT8 recipes too. Needs --images.")
-    ] = False,
-    images: Annotated[Path | None, typer.Option(help="What the vendors' static recipes calibrate on.")] = None,
-    model: Annotated[
-        str | None, typer.Option(help="The checkpoint for --torch and --vendors, if it moved since the build.")
-    ] = None,
-    device: Annotated[
-        str,
-        typer.Option(
-            help="local; ssh://user@host:port: tested and measured there; adb:SERIAL: the TFLite model there."
-        ),
-    ] = "local",
-    device_python: Annotated[
-        str | None, typer.Option(help="ssh: Python 3.11 or newer there. Default: python3.", show_default=False)
-    ] = None,
-    no_install: Annotated[
-        bool, typer.Option("--no-install", help="ssh: use the packages that the device's Python has.")
-    ] = False,
-    ssh_config: Annotated[
-        Path | None, typer.Option(help="ssh: a configuration file in place of your own.", show_default=False)
-    ] = None,
-    benchmark_model: Annotated[
-        str | None,
-        typer.Option(
-            help="adb: LiteRT's benchmark_model for the device; device:PATH if it is there already.",
-            show_default=False,
-        ),
-    ] = None,
-    delegate: Annotated[
-        Literal["none", "gpu", "nnapi"] | None,
-        typer.Option(help="adb: what runs the model but for the CPU's kernels. Default: none.", show_default=False),
-    ] = None,
-    as_json: Json = False,
-    quiet: Quiet = False,
-) -> None:
-    """Latency, load time, memory and size against the FP32 twin, interleaved, each in a process of its own.
-
-    Says which artifact to use on this machine, and what makes the numbers doubtful. The twin is there if the build had
-    --keep-fp32.
-
-    Examples:
-    `vitedge bench out --threads 1,2`
-
-    `vitedge bench out --cpus 0 --torch --vendors --images calib`
-
-    `vitedge bench out --device ssh://pi@board.local`
-
-    `vitedge bench out --device adb:R5CT10XYZ --benchmark-model android_aarch64_benchmark_model`
-    """
-    with errors():
-        if device != "local":
-            if torch or vendors or cpus is not None or batch != 1:
-                raise VitedgeError("--device: leave --torch, --vendors, --cpus and --batch out; they are for this host")
-            counts = _counts(threads)
-            if len(counts) != 1:
-                raise VitedgeError(f"--device: expected one number of threads, found {threads}")
-            from vitedge.commands.device_bench import parse_device
-
-            where = parse_device(
-                device,
-                python=device_python,
-                install=not no_install,
-                config=ssh_config,
-                benchmark_model=benchmark_model,
-                delegate=delegate,
-            )
-            _bench_on_device(artifact, where, counts[0], seconds, as_json, quiet)
-            return
-        if device_python is not None or no_install or ssh_config or benchmark_model or delegate:
-            raise VitedgeError(
-                "--device-python, --no-install, --ssh-config, --benchmark-model and --delegate are for a --device"
-            )
-        from vitedge import tables
-        from vitedge.commands.bench import RivalRequest
-        from vitedge.commands.bench import bench as run_bench
-
-        reports = run_bench(
-            artifact,
-            threads=_counts(threads),
-            batch=batch,
-            seconds=seconds,
-            console=Console(quiet=quiet),
-            cpus=() if cpus is None else _cpus(cpus),
-            rivals=RivalRequest(torch=torch, vendors=vendors, images=images, model=model),
-        )
-        if as_json:
-            from vitedge.runtimes.manifest import source_digest
-
-            head = {"format": "vitedge-benches/2", "source_digest": source_digest(artifact)}
-            print_json({**head, "runs": [report.to_json() for report in reports]})
-        else:
-            tables.show(*(tables.bench_table(report) for report in reports))
-
-
-@app.command()
 def run(
     artifact: Annotated[Path, typer.Argument(help="An artifact such as OUT/onnx.")],
     images: Annotated[list[Path], typer.Argument(help="Image files, and folders of them at any depth.")],
@@ -363,6 +257,7 @@ def inspect(
             tables.show(*(profile_table(item.profile) for item in found if item.profile))
 
 
+app.add_typer(measure)
 app.add_typer(deploy)
 
 
@@ -374,19 +269,6 @@ def main() -> None:
         if number is not None and signal.getsignal(number) is signal.SIG_DFL:
             signal.signal(number, signal.default_int_handler)
     app()
-
-
-def _bench_on_device(artifact: Path, device: Any, threads: int, seconds: float, as_json: bool, quiet: bool) -> None:
-    from vitedge.commands.device_bench import bench_on_device
-    from vitedge.runtimes.errors import GateFailedError
-
-    result = bench_on_device(artifact, device, threads=threads, seconds=seconds, console=Console(quiet=quiet))
-    if as_json:
-        print_json(result.to_json())
-    else:
-        sys.stdout.writelines(f"{line}\n" for line in result.lines())
-    if not result.passed:
-        raise GateFailedError(f"{device.name}: the self-test failed there")
 
 
 def _gates(max_drop: str | None, min_cosine: float | None, min_sqnr_db: float | None) -> Any:
@@ -406,23 +288,7 @@ def _runtimes(text: str | None, target: str) -> tuple[str, ...]:
 def _batch(text: str) -> int | str:
     from vitedge.commands.request import BATCHES
 
-    return text if text in BATCHES else _counts(text)[0]
-
-
-def _counts(text: str) -> tuple[int, ...]:
-    try:
-        counts = tuple(int(part) for part in text.split(","))
-    except ValueError:
-        counts = ()
-    if not counts or min(counts) < 1:
-        raise VitedgeError(f"expected a number of at least 1, found {text}")
-    return counts
-
-
-def _cpus(text: str) -> tuple[int, ...]:
-    if not all(part.isdecimal() for part in text.split(",")):
-        raise VitedgeError(f"--cpus: expected numbers of CPUs such as 0 or 0,1, found {text}")
-    return tuple(sorted({int(part) for part in text.split(",")}))
+    return text if text in BATCHES else counts(text)[0]
 
 
 def _show_build(result: Any, as_json: bool) -> None:

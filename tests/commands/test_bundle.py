@@ -294,7 +294,7 @@ def test_bundle_is_replaced_and_nothing_else_is(site: Site, built: Path, tmp_pat
     (mine / "thesis.tex").write_text("years of work")
     result = site.vitedge("bundle", built, "--out", mine)
     assert result.exit_code == 2
-    assert "exists and is no bundle" in result.stderr
+    assert "exists and is not a vitedge bundle" in result.stderr
     assert contents(mine) == {"thesis.tex": b"years of work"}
 
 

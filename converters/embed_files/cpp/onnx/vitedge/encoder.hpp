@@ -20,10 +20,6 @@
 
 namespace vitedge {
 
-struct Options {
-  int threads = 0;  // 0 leaves it to the runtime
-};
-
 class Encoder {
  public:
   // `folder` holds the artifact, as vitedge wrote it.
@@ -47,11 +43,7 @@ class Encoder {
   // Throws std::invalid_argument if it has another size, std::runtime_error if the runtime fails.
   Outputs run(const std::vector<contract::InputValue>& input) const {
     using namespace contract;
-    const std::size_t expected = std::size_t{3} * kHeight * kWidth;
-    if (input.size() != expected) {
-      throw std::invalid_argument("input: expected " + std::to_string(expected) + " values, found " +
-                                  std::to_string(input.size()));
-    }
+    check_input(input);
     const bool planar = kInputLayout == "NCHW";
     const std::int64_t shape[4] = {1, planar ? 3 : kHeight, planar ? kHeight : kWidth, planar ? kWidth : 3};
     Handle<OrtValue> value(nullptr, api_->ReleaseValue);

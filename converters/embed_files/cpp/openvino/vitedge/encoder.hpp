@@ -20,10 +20,6 @@
 
 namespace vitedge {
 
-struct Options {
-  int threads = 0;  // 0 leaves it to the runtime
-};
-
 class Encoder {
  public:
   // `folder` holds the artifact, as vitedge wrote it.
@@ -48,11 +44,7 @@ class Encoder {
   // Throws std::invalid_argument if it has another size, ov::Exception (a std::runtime_error) if the runtime fails.
   Outputs run(const std::vector<contract::InputValue>& input) {
     using namespace contract;
-    const std::size_t expected = std::size_t{3} * kHeight * kWidth;
-    if (input.size() != expected) {
-      throw std::invalid_argument("input: expected " + std::to_string(expected) + " values, found " +
-                                  std::to_string(input.size()));
-    }
+    check_input(input);
     const bool planar = kInputLayout == "NCHW";
     const ov::Shape shape = planar ? ov::Shape{1, 3, kHeight, kWidth} : ov::Shape{1, kHeight, kWidth, 3};
     const std::lock_guard<std::mutex> turn(mutex_);
