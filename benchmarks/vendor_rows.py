@@ -285,4 +285,5 @@ def _manifest(row: Row, checkpoint: Checkpoint) -> Manifest:
         calibration={},
         plan_digest="",
         tools={},
+        opsets={},
     )

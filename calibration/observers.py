@@ -8,7 +8,7 @@
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -32,6 +32,10 @@ class InputStatistics:
     @property
     def absolute_maximum(self) -> NDArray[np.float32]:
         return np.maximum(np.abs(self.minimum), np.abs(self.maximum))
+
+    def shifted_by(self, offsets: NDArray[np.float32]) -> "InputStatistics":
+        """The statistics of the same input with an offset subtracted from every channel."""
+        return replace(self, minimum=self.minimum - offsets, maximum=self.maximum - offsets, mean=self.mean - offsets)
 
     def divided_by(self, factors: NDArray[np.float32]) -> "InputStatistics":
         """The statistics of the same input with every channel divided by its positive factor."""

@@ -33,8 +33,11 @@ def build_manifest(
     batch: int | None,
     calibration: Mapping[str, Any],
     grids: Mapping[str, Grid] = MappingProxyType({}),
+    opsets: Mapping[str, int] = MappingProxyType({}),
 ) -> Manifest:
-    """The manifest of freshly converted model files; `grids` are those of inputs and outputs that are integers."""
+    """The manifest of freshly converted model files; `grids` are those of inputs and outputs that are integers,
+    `opsets` the operator sets of an ONNX model.
+    """
     shape = checkpoint.encoder.shape
     layout = "NHWC" if runtime == "tflite" or shape.uint8_input else "NCHW"
     sizes = {"N": batch or "batch", "C": shape.channels, "H": shape.image_height, "W": shape.image_width}
@@ -67,6 +70,7 @@ def build_manifest(
         calibration=calibration,
         plan_digest=plan.digest(),
         tools={"vitedge": vitedge.__version__, **{name: importlib.metadata.version(name) for name in _TOOLS}},
+        opsets=dict(opsets),
     )
 
 

@@ -57,11 +57,13 @@ def lower(
     """
     folder.mkdir(parents=True)
     module = importlib.import_module(f"vitedge.converters.{runtime}")
-    options = {}
+    options: dict[str, bool] = {}
+    opsets: Mapping[str, int] = {}
     if runtime == "openvino":
         options = {"as_convolutions": plan.target == "avx2" and bool(linears)}
     elif runtime == "onnx":
         options = {"portable": portable}
+        opsets = module.opsets(linears, portable=portable)
     module.convert(encoder, linears, folder, batch, **options)
     manifest = build_manifest(
         folder,
@@ -76,6 +78,7 @@ def lower(
         saturation=certify_artifact(linears, checkpoint.encoder.shape, runtime),
         batch=batch,
         calibration=calibration,
+        opsets=opsets,
     )
     manifest.save(folder)
     return manifest

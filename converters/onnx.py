@@ -75,6 +75,11 @@ def convert(
     onnx.save_model(model, folder / MODEL_FILE)
 
 
+def opsets(linears: Mapping[str, QuantizedLinear], *, portable: bool = False) -> Mapping[str, int]:
+    """The operator sets that such a model needs, version by domain; `ai.onnx` is the standard one."""
+    return {"ai.onnx": OPSET} | ({"com.microsoft": 1} if linears and not portable else {})
+
+
 class _Graph:
     """An ONNX graph under construction: nodes in order, initializers by name."""
 
@@ -101,10 +106,11 @@ class _Graph:
             ],
             list(self.initializers.values()),
         )
-        opsets = [helper.make_opsetid("", OPSET)]
-        if self.linears and not self.portable:
-            opsets.append(helper.make_opsetid("com.microsoft", 1))
-        return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="vitedge")
+        imports = [
+            helper.make_opsetid("" if domain == "ai.onnx" else domain, version)
+            for domain, version in opsets(self.linears, portable=self.portable).items()
+        ]
+        return helper.make_model(graph, opset_imports=imports, ir_version=IR_VERSION, producer_name="vitedge")
 
     def constant(self, name: str, value: NDArray[np.generic] | np.generic) -> str:
         if name not in self.initializers:

@@ -32,7 +32,7 @@ from vitedge.quantization.saved_plan import (
 from vitedge.quantization.scores import ScoreBalance, ScoreGrids
 from vitedge.runtimes.errors import PlanError
 
-FORMAT = "vitedge-plan/4"
+FORMAT = "vitedge-plan/5"
 # How a linear is computed: integers under one fixed input range, or under the range of each row (token); or in float.
 Precision = Literal["static", "dynamic", "float"]
 # How attention scores, query · key, are computed: in 8-bit integers under fixed ranges (see `scores.py`), or in float.
@@ -209,8 +209,8 @@ class ModulePlan:
 @dataclass(frozen=True)
 class Plan:
     """The whole plan. `smoothing` maps a linear to the factors [in] that its input is divided by (`smoothing.py`); they
-    were made with `strength`. `balances` are those of attention scores by qkv (`scores.py`), if a recipe has them in
-    integers.
+    were made with `strength`. `centers` maps one to what is subtracted from them before that (`centering.py`).
+    `balances` are those of attention scores by qkv (`scores.py`), if a recipe has them in integers.
     """
 
     checkpoint_digest: str
@@ -221,6 +221,7 @@ class Plan:
     smoothing: Mapping[str, NDArray[np.float32]]
     modules: Mapping[str, ModulePlan]
     balances: Mapping[str, ScoreBalance] = field(default_factory=dict)
+    centers: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
 
     def linears(self, runtime: str) -> Mapping[str, QuantizedLinear]:
         """The integer linears of one runtime, by module name.
@@ -277,6 +278,7 @@ class Plan:
 
     def _arrays(self) -> dict[str, NDArray[np.generic]]:
         arrays: dict[str, NDArray[np.generic]] = {f"smoothing/{k}": v for k, v in self.smoothing.items()}
+        arrays |= {f"centers/{k}": v for k, v in self.centers.items()}
         for name, balance in self.balances.items():
             arrays |= {f"balances/{name}/{part}": np.ascontiguousarray(array) for part, array in vars(balance).items()}
         for name, module in self.modules.items():
@@ -355,6 +357,7 @@ def load_plan(folder: Path) -> Plan:
             recipes=decisions.recipes,
             strength=float(document["smoothing_strength"]),
             smoothing={k.removeprefix("smoothing/"): v for k, v in arrays.items() if k.startswith("smoothing/")},
+            centers={k.removeprefix("centers/"): v for k, v in arrays.items() if k.startswith("centers/")},
             modules={
                 name: _module(name, entry, document["scores"].get(name), arrays)
                 for name, entry in document["inputs"].items()

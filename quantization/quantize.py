@@ -1,4 +1,4 @@
-"""Makes the plan: observe, smooth, fix ranges, round. Nothing here knows a runtime's file format.
+"""Makes the plan: observe, center, smooth, fix ranges, round. Nothing here knows a runtime's file format.
 
 The strength of smoothing is measured, not assumed: the plan is made for each of a few strengths, and the one whose
 fake-quantized model is nearest to FP32 on calibration images is kept (`benchmarks/ablation.py` shows more of them).
@@ -13,6 +13,7 @@ from itertools import islice
 import numpy as np
 
 from vitedge.calibration.observers import InputStatistics, Observer
+from vitedge.quantization.centering import center, channel_centers
 from vitedge.quantization.encoder import Encoder, FloatArray, float_linear, forward
 from vitedge.quantization.fake import fake_quantized_linear
 from vitedge.quantization.plan import WEIGHT_FORMATS, IntegerWeight, ModulePlan, Plan, Recipe, StaticInput, WeightFormat
@@ -82,6 +83,7 @@ def make_plan(
     explicit_strength: float | None = EXPLICIT_STRENGTH,
     range_method: RangeMethod = "min-max",
     balanced_scores: bool = True,
+    centered: bool = True,
     progress: Callable[[str], None] = lambda _: None,
 ) -> tuple[Plan, Encoder]:
     """Decides everything once.
@@ -96,6 +98,7 @@ def make_plan(
         explicit_strength: That of inputs which are divided at run time; None divides none.
         range_method: How fixed input ranges are chosen (see `ranges.py`).
         balanced_scores: Whether keys are centered and channels balanced where scores are integer (see `scores.py`).
+        centered: Whether input channels are centered (see `centering.py`).
         progress: Called with each linear's name when its weights are rounded, for each strength.
 
     Returns:
@@ -107,15 +110,18 @@ def make_plan(
     for recipe in recipes.values():
         recipe.check(encoder.shape.linears)
     balances, grids = _scores(encoder, calibration, recipes, balanced_scores)
-    original, encoder = encoder, balance_scores(encoder, balances)
-    empty = Plan(checkpoint_digest, calibration.digest, target, recipes, 0.0, {}, {}, balances)
+    folded = tuple(name for name in smoothable(encoder) if _is_integer(name, recipes))
+    centers = channel_centers(calibration.statistics, folded if centered else ())
+    original, encoder = encoder, center(balance_scores(encoder, balances), centers)
+    calibration = replace(calibration, statistics=_shifted(calibration.statistics, centers))
+    empty = Plan(checkpoint_digest, calibration.digest, target, recipes, 0.0, {}, {}, balances, centers)
     rounder = _Rounder(encoder, calibration.statistics, recipes, explicit_strength)
     prediction = None
     if len(strengths) > 1:
         prediction = Prediction(original, np.concatenate(list(islice(calibration.batches(), _JUDGING_BATCHES))))
     best: tuple[float, Plan, Encoder] | None = None
     for strength in strengths:
-        factors = smoothing_factors(calibration.statistics, rounder.smoothed_linears, strength)
+        factors = smoothing_factors(calibration.statistics, folded, strength)
         smoothed = smooth(encoder, factors)
         divisors = {**factors, **rounder.divisors}
         inputs = _inputs(smoothed, calibration, divisors, recipes, range_method)
@@ -138,10 +144,20 @@ def _mean_sqnr_db(prediction: Prediction, plan: Plan, smoothed: Encoder) -> floa
     return float(np.mean([prediction(smoothed, linear).sqnr_db for linear in linears]))
 
 
-def apply_smoothing(encoder: Encoder, plan: Plan) -> Encoder:
+def apply_rewrites(encoder: Encoder, plan: Plan) -> Encoder:
     """The encoder that a loaded plan's integers belong to."""
-    balanced = balance_scores(encoder, plan.balances)
-    return smooth(balanced, {name: np.asarray(factor) for name, factor in plan.smoothing.items()})
+    return smooth(center(balance_scores(encoder, plan.balances), plan.centers), plan.smoothing)
+
+
+def _is_integer(name: str, recipes: Mapping[str, Recipe]) -> bool:
+    """Whether a linear is integer in any runtime."""
+    return any(recipe.precision(name) != "float" for recipe in recipes.values())
+
+
+def _shifted(
+    statistics: Mapping[str, InputStatistics], centers: Mapping[str, FloatArray]
+) -> Mapping[str, InputStatistics]:
+    return {name: seen.shifted_by(centers[name]) if name in centers else seen for name, seen in statistics.items()}
 
 
 def _scores(
@@ -190,7 +206,6 @@ class _Rounder:
         self.divisors: Mapping[str, FloatArray] = {}
         if explicit_strength is not None:
             self.divisors = smoothing_factors(statistics, divided, explicit_strength)
-        self.smoothed_linears = tuple(name for name in smoothable(encoder) if self._formats[name])
         # Smoothing changes what reads a smoothed input, and what produces one (qkv, for o_proj).
         self._changed = set(smoothable(encoder))
         self._done: dict[str, ModulePlan] = {}

@@ -70,24 +70,19 @@ def smooth(encoder: Encoder, factors: Mapping[str, FloatArray]) -> Encoder:
         if name not in factors:
             continue
         factor = factors[name]
-        encoder = encoder.with_tensors(_divided_producer(encoder, name, factor))
+        producer, rows = producer_of(encoder, name)
+        weight, bias = encoder.tensors[f"{producer}.weight"].copy(), encoder.tensors[f"{producer}.bias"].copy()
+        weight[rows] /= factor if weight.ndim == 1 else factor[:, None]
+        bias[rows] /= factor
+        encoder = encoder.with_tensors({f"{producer}.weight": weight, f"{producer}.bias": bias})
         encoder = encoder.with_tensors({f"{name}.weight": encoder.tensors[f"{name}.weight"] * factor})
     return encoder
 
 
-def _divided_producer(encoder: Encoder, name: str, factor: FloatArray) -> Mapping[str, FloatArray]:
-    """The tensors of what produces the input of `name`, each output channel divided by its factor."""
+def producer_of(encoder: Encoder, name: str) -> tuple[str, slice]:
+    """What makes the input of a smoothable linear: a LayerNorm or a qkv, and the rows of it that do."""
     prefix, _, part = name.rpartition(".")
     if part == "o_proj":
-        producer = f"{prefix}.qkv"
-        ones = np.ones(2 * encoder.shape.hidden, np.float32)
-        divisor = np.concatenate((ones, factor))  # the rows of query and key stay as they are
-        weight_divisor = divisor[:, None]
-    else:
-        layer = prefix.rpartition(".")[0]
-        producer = f"{layer}.layernorm_before" if part == "qkv" else f"{layer}.layernorm_after"
-        divisor = weight_divisor = factor
-    return {
-        f"{producer}.weight": encoder.tensors[f"{producer}.weight"] / weight_divisor,
-        f"{producer}.bias": encoder.tensors[f"{producer}.bias"] / divisor,
-    }
+        return f"{prefix}.qkv", slice(2 * encoder.shape.hidden, None)  # the values, behind query and key
+    layer = prefix.rpartition(".")[0]
+    return f"{layer}.layernorm_{'before' if part == 'qkv' else 'after'}", slice(None)

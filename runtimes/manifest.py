@@ -16,7 +16,7 @@ from vitedge.runtimes.fields import count, many, mapping, text
 from vitedge.runtimes.preprocess import Preprocessing
 from vitedge.runtimes.saturation import Saturation, UnsafeLinear, UnsafePair
 
-FORMAT = "vitedge-artifact/2"
+FORMAT = "vitedge-artifact/3"
 MANIFEST_FILE = "manifest.json"
 RUNTIMES = ("onnx", "openvino", "tflite")
 _MAX_MANIFEST_BYTES = 16 << 20
@@ -72,7 +72,9 @@ class Manifest:
 
     The artifact is exact on CPUs with one of the `instruction_sets`; `any` where `saturation` proves it for all.
     `source` names the checkpoint (source, revision, digest, random_weights); `calibration` the images it was
-    calibrated on; `tools` the versions that made it. `accuracy` and `latency` are what was measured, with the machine.
+    calibrated on; `tools` the versions that made it. `opsets` are the operator sets that an ONNX model needs of its
+    engine, version by domain (`ai.onnx` is the standard one); empty for other runtimes. `accuracy` and `latency` are
+    what was measured, with the machine.
     """
 
     runtime: str
@@ -91,6 +93,7 @@ class Manifest:
     calibration: Mapping[str, Any]
     plan_digest: str
     tools: Mapping[str, str]
+    opsets: Mapping[str, int]
     accuracy: Mapping[str, Any] | None = None
     latency: Mapping[str, Any] | None = None
 
@@ -229,6 +232,7 @@ def _parse(document: Any) -> Manifest:
         calibration=mapping(document["calibration"]),
         plan_digest=text(document["plan_digest"]),
         tools={text(name): text(version) for name, version in document["tools"].items()},
+        opsets={text(domain): count(version) for domain, version in document["opsets"].items()},
         accuracy=None if document["accuracy"] is None else mapping(document["accuracy"]),
         latency=None if document["latency"] is None else mapping(document["latency"]),
     )

@@ -19,7 +19,7 @@ from vitedge.converters.checkpoint import load_checkpoint
 from vitedge.quantization.encoder import forward
 from vitedge.quantization.fake import fake_quantized_linear
 from vitedge.quantization.plan import load_plan
-from vitedge.quantization.quantize import apply_smoothing
+from vitedge.quantization.quantize import apply_rewrites
 from vitedge.runtimes.load import load_encoder
 from vitedge.runtimes.manifest import load_manifest
 
@@ -65,7 +65,7 @@ def test_fake_quantization_predicts_each_artifact(built: Path, runtime: str) -> 
     mean over 96 keeps it near 0.1.
     """
     checkpoint, plan = load_checkpoint(str(REAL_ENCODER)), load_plan(built)
-    smoothed, encoder = apply_smoothing(checkpoint.encoder, plan), load_encoder(built / runtime)
+    smoothed, encoder = apply_rewrites(checkpoint.encoder, plan), load_encoder(built / runtime)
     linear = fake_quantized_linear(smoothed, plan.linears(runtime))
     differences_db: list[float] = []
     for pixels in batches(scan(PHOTOGRAPHS / "evaluation", 96), checkpoint.preprocessing, 16):

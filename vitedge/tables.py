@@ -145,6 +145,8 @@ def inspect_table(item: Any) -> RenderableType:
     revision = f" at {source['revision']}" if source["revision"] else ""
     table.add_row("source", f"{source['source']}{revision} (digest {source['digest'][:12]}…)")
     table.add_row("runtime", f"{RUNTIME_NAMES[manifest.runtime]}, {manifest.minimum_runtime} or later")
+    if manifest.opsets:
+        table.add_row("operators", ", ".join(f"{domain} {version}" for domain, version in manifest.opsets.items()))
     table.add_row("precision", f"{manifest.precision.upper()}, target {manifest.target}")
     table.add_row("size", f"{manifest.size_bytes / 1e6:.1f} MB in {', '.join(file.name for file in manifest.files)}")
     for kind, tensors in (("input", manifest.inputs), ("output", manifest.outputs)):

@@ -125,6 +125,7 @@ def save_artifact(folder: Path, precision: str) -> Path:
         calibration={},
         plan_digest="",
         tools={},
+        opsets={"ai.onnx": 17},
     ).save(folder)
     return folder
 

@@ -290,6 +290,7 @@ def test_inspect_lists_what_is_integer(site: Site, built: Path) -> None:
     assert found["onnx"]["minimum_runtime"] == "1.17"
     table = site.vitedge("inspect", built / "onnx").stdout
     assert "1.17 or later" in table
+    assert "ai.onnx 20, com.microsoft 1" in table
     assert "match the manifest" in table
 
 

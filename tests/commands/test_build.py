@@ -133,6 +133,10 @@ def test_portable_onnx_has_standard_operators_and_equal_features(site: Site, bui
     assert site.build(tmp_path / "out", "--runtime", "onnx", "--portable", "--plan", built).exit_code == 0
     nodes = onnx.load(tmp_path / "out" / "onnx" / "model.onnx").graph.node
     assert {node.domain for node in nodes} == {""}
+    assert [load_manifest(folder / "onnx").opsets for folder in (built, tmp_path / "out")] == [
+        {"ai.onnx": 20, "com.microsoft": 1},
+        {"ai.onnx": 20},
+    ]
     found = [report_of(out)["accuracy"]["onnx"]["outputs"]["last_hidden_state"] for out in (built, tmp_path / "out")]
     assert abs(found[0]["sqnr_db"] - found[1]["sqnr_db"]) < 0.5
 

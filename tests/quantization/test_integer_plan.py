@@ -99,7 +99,7 @@ def test_edited_decisions_are_read_from_the_file_or_its_folder(saved: Path) -> N
         ({"ranges": {"residual": [0, 10**400]}, "sixteen_bit": []}, "plan.json: .*OverflowError"),
         ({"ranges": []}, "sixteen_bit: residual matches no tensor|layers"),
         ({"ranges": {"residual": [1, 0]}, "sixteen_bit": []}, "low <= high"),
-        ({"format": "vitedge-plan/4"}, "expected a plan of format vitedge-npu-plan/1, found vitedge-plan/4"),
+        ({"format": "vitedge-plan/5"}, "expected a plan of format vitedge-npu-plan/1, found vitedge-plan/5"),
     ],
 )
 def test_senseless_edits_are_refused(saved: Path, changes: dict[str, Any], message: str) -> None:

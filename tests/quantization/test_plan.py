@@ -23,7 +23,7 @@ from vitedge.quantization.plan import (
     load_decisions,
     load_plan,
 )
-from vitedge.quantization.quantize import Calibration, apply_smoothing, make_plan, observe
+from vitedge.quantization.quantize import Calibration, apply_rewrites, make_plan, observe
 from vitedge.runtimes.errors import PlanError
 
 FC1, FC2 = "layers.0.mlp.fc1", "layers.1.mlp.fc2"
@@ -121,7 +121,7 @@ def test_round_trip(tmp_path: Path) -> None:
     assert loaded.digest() == plan.digest()
     assert loaded.recipes == plan.recipes
     assert (loaded.strength, loaded.target, loaded.calibration_digest) == (0.8, "avx2", "i")
-    for name, tensor in apply_smoothing(encoder, loaded).tensors.items():
+    for name, tensor in apply_rewrites(encoder, loaded).tensors.items():
         np.testing.assert_array_equal(tensor, smoothed.tensors[name])
     for name, linear in loaded.linears("onnx").items():
         expected = plan.linears("onnx")[name]
@@ -190,7 +190,7 @@ def test_refuses_a_plan_of_another_checkpoint(tmp_path: Path) -> None:
         (lambda document: document["recipes"]["onnx"].update(precisions=["static"]), "not a readable plan"),
         (lambda document: document.update(recipes=[]), "not a readable plan"),
         (lambda document: document.pop("target"), "KeyError: 'target'"),
-        (lambda document: document.update(format="vitedge-plan/1"), "format vitedge-plan/4, found vitedge-plan/1"),
+        (lambda document: document.update(format="vitedge-plan/1"), "format vitedge-plan/5, found vitedge-plan/1"),
     ],
 )
 def test_refuses_decisions_that_do_not_exist(

@@ -14,7 +14,7 @@ from vitedge.quantization.encoder import Encoder, FloatArray, float_linear, forw
 from vitedge.quantization.fake import fake_quantized_linear
 from vitedge.quantization.plan import TARGETS, Plan, QuantizedLinear, Recipe, StaticInput
 from vitedge.quantization.prediction import Prediction
-from vitedge.quantization.quantize import Calibration, apply_smoothing, make_plan, observe
+from vitedge.quantization.quantize import Calibration, apply_rewrites, make_plan, observe
 from vitedge.quantization.ranges import covering_input
 from vitedge.quantization.rounding import round_weights
 from vitedge.quantization.saturation import certify, pairings
@@ -173,7 +173,7 @@ def test_method_mse_narrows_static_inputs_and_no_others() -> None:
 def test_smoothing_is_in_the_plan(avx2: tuple[Plan, Encoder]) -> None:
     plan, smoothed = avx2
     assert plan.smoothing.keys() == set(smoothable(ENCODER))
-    again = apply_smoothing(ENCODER, plan)
+    again = apply_rewrites(ENCODER, plan)
     for name, tensor in smoothed.tensors.items():
         np.testing.assert_array_equal(again.tensors[name], tensor)
     changed = [name for name in ENCODER.tensors if not np.array_equal(ENCODER.tensors[name], smoothed.tensors[name])]

@@ -15,7 +15,7 @@ from vitedge.converters.artifact import operations_of
 from vitedge.quantization.encoder import Encoder, EncoderShape, FloatArray, float_linear, forward
 from vitedge.quantization.fake import fake_quantized_linear
 from vitedge.quantization.plan import TARGETS, Plan, Recipe, load_decisions, load_plan
-from vitedge.quantization.quantize import Calibration, apply_smoothing, make_plan, observe
+from vitedge.quantization.quantize import Calibration, apply_rewrites, make_plan, observe
 from vitedge.quantization.scores import (
     ScoreBalance,
     ScoreGrids,
@@ -147,7 +147,7 @@ def test_plan_keeps_scores_and_balance(tmp_path: Path) -> None:
     plan.save(tmp_path)
     loaded = load_plan(tmp_path)
     assert loaded.digest() == plan.digest()
-    again = apply_smoothing(encoder, loaded)
+    again = apply_rewrites(encoder, loaded)
     for name, tensor in smoothed.tensors.items():
         np.testing.assert_array_equal(again.tensors[name], tensor)
     linears = loaded.linears("openvino")

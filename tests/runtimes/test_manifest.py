@@ -53,6 +53,7 @@ def example(folder: Path) -> Manifest:
         calibration={"images": 32},
         plan_digest="p",
         tools={"vitedge": "0.1.0"},
+        opsets={"ai.onnx": 17, "com.microsoft": 1},
     )
 
 
@@ -139,7 +140,7 @@ def test_refuses_another_document(content: str, folder: Path) -> None:
         load_manifest(folder)
 
 
-@pytest.mark.parametrize("version", ["vitedge-artifact/3", "vitedge-artifact/1", "vitedge-report/1", None, 1])
+@pytest.mark.parametrize("version", ["vitedge-artifact/4", "vitedge-artifact/2", "vitedge-report/1", None, 1])
 def test_refuses_another_format(version: object, folder: Path) -> None:
     rewrite(folder, put("format", value=version))
     with pytest.raises(ArtifactError, match=rf"manifest\.json: expected format {FORMAT}, found {version}{ADVICE}"):
