@@ -10,7 +10,6 @@ leaves values in them. `product` prints an ONNX Runtime product of 255 · 127 + 
 import ctypes
 import mmap
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 # Parts of the register state that is not as at the start (Intel's manual, volume 1, 13.6): masks, upper halves of
@@ -20,27 +19,21 @@ AVX512 = 0b111 << 5
 XGETBV = bytes.fromhex("b9010000000f01d0c3")
 
 
-def registers_in_use() -> Callable[[], int]:
-    code = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
-    code.write(XGETBV)
-    start = ctypes.c_char.from_buffer(code)
-    call = ctypes.CFUNCTYPE(ctypes.c_uint)(ctypes.addressof(start))
-    # `start` keeps the code mapped.
-    return lambda: call() & AVX512 if start else 0
-
-
 def registers(folder: Path) -> int:
     """The AVX-512 state after inferences with one thread, which is this one."""
     import numpy as np
 
     from vitedge.runtimes.load import load_encoder
 
-    in_use = registers_in_use()
+    code = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+    code.write(XGETBV)
+    start = ctypes.c_char.from_buffer(code)
+    in_use = ctypes.CFUNCTYPE(ctypes.c_uint)(ctypes.addressof(start))
     encoder = load_encoder(folder, threads=1)
     contract = encoder.manifest.preprocessing
     for _ in range(3):
         encoder(np.ones((1, 3, contract.height, contract.width), np.float32))
-    return in_use()
+    return in_use() & AVX512
 
 
 def product() -> int:
