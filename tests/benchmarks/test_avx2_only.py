@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 EXACT, SATURATED = 2 * 255 * 127, 32767
 # The library that has each runtime's kernels.
 KERNELS = {"onnx": "onnxruntime_pybind11_state", "openvino": "libopenvino_intel_cpu_plugin", "tflite": "litert"}
-# A program with three cpuid: alone, within another instruction, which is none, and after data among code.
+# A program whose library has one cpuid, after data among code, and the same bytes within another instruction.
 PROGRAM = """
 #include <signal.h>
 #include <stdio.h>
