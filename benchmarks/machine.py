@@ -23,6 +23,9 @@ _X86_FLAGS = (
 )
 _ARM_FLAGS = "neon asimd asimdhp asimddp i8mm bf16 sve sve2 svei8mm svebf16 sme sme2"
 _ISA_FLAGS = tuple(f"{_X86_FLAGS} {_ARM_FLAGS}".split())
+_NEWER_THAN_AVX2 = ("avx_", "avx512", "amx_")
+# Set in processes that `avx2_only.py` holds; the kernel's /proc still says what the CPU itself has.
+AVX2_ONLY = "VITEDGE_AVX2_ONLY"
 
 # ARM cores report no name, only a part number of Arm Ltd (implementer 0x41): arch/arm64/include/asm/cputype.h in Linux.
 _ARM_PARTS: Mapping[str, str] = MappingProxyType(
@@ -114,11 +117,16 @@ def describe_machine(root: Path = Path("/"), *, cpus: Sequence[int] = ()) -> Mac
     usable = _usable_cores()
     cores = tuple(cpus) or usable
     sensors = read_sensors(root, cpus=cpus)
+    name = cpu_model(cpuinfo, (_text(root / "proc/device-tree/model") or "").strip("\0 \n"))
+    flags = isa_flags(cpuinfo)
+    if AVX2_ONLY in os.environ:
+        name = f"{name or 'CPU'}, held to AVX2"
+        flags = tuple(flag for flag in flags if not flag.startswith(_NEWER_THAN_AVX2))
     return Machine(
-        cpu_model=cpu_model(cpuinfo, (_text(root / "proc/device-tree/model") or "").strip("\0 \n")),
+        cpu_model=name,
         architecture=platform.machine() or None,
         usable_cores=len(usable) or os.cpu_count(),
-        isa_flags=isa_flags(cpuinfo),
+        isa_flags=flags,
         governor=", ".join(sorted(set(_of_cores(root, cores, "scaling_governor")))) or None,
         frequency_mhz=sensors.frequency_mhz,
         max_frequency_mhz=_highest(_of_cores(root, cores, "cpuinfo_max_freq"), 1000),
