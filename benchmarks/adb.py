@@ -4,7 +4,6 @@ adb talks to the device with its own server and key. Commands run in the device'
 comes from outside is quoted for it.
 """
 
-import os
 import re
 import secrets
 import shlex
@@ -15,18 +14,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from vitedge.benchmarks.benchmark_model import Delegate
-from vitedge.benchmarks.devices import DeviceError
+from vitedge.benchmarks.devices import DeviceError, last_line
 from vitedge.runtimes.errors import VitedgeError
 from vitedge.runtimes.manifest import FileRecord
 
-_ON_DEVICE = "device:"
 # The one place where Android lets the shell's user write and execute.
 _PLACE = "/data/local/tmp"
 _SPACE_FACTOR = 1.1
 _SECONDS, _PUSH_SECONDS, _RETURN_SECONDS = 60.0, 600.0, 15.0
 _NO_COMMAND = 127  # the shell's
 _END = "vitedge-end:"
+NO_ADB = "adb is not installed here: install Android's platform-tools (Debian: adb)"
 _PID = "pid"
 # What `adb devices` says of a device that is no use, and what to do about it.
 _ADVICE: Mapping[str, str] = {
@@ -39,52 +37,25 @@ _ADVICE: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class AdbDevice:
-    """Which device, and what measures there.
-
-    `benchmark_model` is LiteRT's program, built for the device: a path here, or `device:` and a path there. `delegate`
-    is what it shall use besides the CPU's kernels.
-    """
+    """A device, by the serial that `adb devices` lists."""
 
     serial: str
-    benchmark_model: str
-    delegate: Delegate = "none"
 
     @property
     def name(self) -> str:
         return f"adb:{self.serial}"
 
-    @property
-    def installed(self) -> str | None:
-        """The path of `benchmark_model` on the device, if it is there already."""
-        there = self.benchmark_model.startswith(_ON_DEVICE)
-        return self.benchmark_model.removeprefix(_ON_DEVICE) if there else None
 
-
-def parse_adb(text: str, benchmark_model: str | None, delegate: Delegate = "none") -> AdbDevice:
+def parse_adb(text: str) -> AdbDevice:
     """`adb:SERIAL`, with a serial as `adb devices` prints it.
 
-    Args:
-        text: That.
-        benchmark_model: As in `AdbDevice`; None is an error that tells what it is.
-        delegate: As in `AdbDevice`.
-
     Raises:
-        DeviceError: It is not that, or there is no `benchmark_model`.
+        DeviceError: It is not that.
     """
     serial = text.removeprefix("adb:")
     if not text.startswith("adb:") or not re.fullmatch(r"\S+", serial):
         raise DeviceError(f"--device: expected adb:SERIAL with a serial that adb devices lists, found {text}")
-    if benchmark_model is None:
-        raise DeviceError(
-            f"{text}: pass --benchmark-model PATH, LiteRT's benchmark_model for the device (such as"
-            " android_aarch64_benchmark_model); or device:PATH for one that is there"
-        )
-    device = AdbDevice(serial, benchmark_model, delegate)
-    if device.installed is None and not (Path(benchmark_model).is_file() and os.access(benchmark_model, os.R_OK)):
-        raise DeviceError(f"--benchmark-model: expected a file that can be read, found none at {benchmark_model}")
-    if device.installed is not None and not device.installed.startswith("/"):
-        raise DeviceError(f"--benchmark-model: expected device:/an/absolute/path, found {benchmark_model}")
-    return device
+    return AdbDevice(serial)
 
 
 def check_ready(device: AdbDevice) -> None:
@@ -203,13 +174,35 @@ def shell(device: AdbDevice, script: str, *, seconds: float = _SECONDS) -> subpr
     Raises:
         DeviceError: The connection was lost, or there is no answer within so many seconds.
     """
+    return judge(device, _program(shell_command(device, script), seconds))
+
+
+def shell_command(device: AdbDevice, script: str) -> list[str]:
+    """What to run here to run a line in the device's shell; `judge` what it did."""
     # Without the mark at the end a connection that breaks is a success: adb's exit code is 0 then.
-    result = _adb(device, "shell", f"({script}); echo {_END}$?", seconds=seconds)
+    return ["adb", "-s", device.serial, "shell", f"({script}); echo {_END}$?"]
+
+
+def judge(device: AdbDevice, result: subprocess.CompletedProcess[str]) -> subprocess.CompletedProcess[str]:
+    """What the line did in the device's shell, of what `shell_command` did.
+
+    Raises:
+        DeviceError: The connection was lost.
+    """
     said, end, code = result.stdout.rpartition(_END)
     if not end or not code.strip().isdecimal():
         check_ready(device)
-        raise DeviceError(f"{device.name}: the connection was lost ({_last_line(result)}); check the cable, try again")
+        raise DeviceError(f"{device.name}: the connection was lost ({last_line(result)}); check the cable, try again")
     return subprocess.CompletedProcess(result.args, int(code), said, result.stderr)
+
+
+def wait(device: AdbDevice) -> None:
+    """Gives a cable that wiggled some time to come back.
+
+    Raises:
+        DeviceError: It does not.
+    """
+    _adb(device, "wait-for-device", seconds=_RETURN_SECONDS)
 
 
 def killable(folder: str, words: Sequence[str]) -> str:
@@ -221,44 +214,37 @@ def killable(folder: str, words: Sequence[str]) -> str:
 
 def failure(device: AdbDevice, what: str, result: subprocess.CompletedProcess[str]) -> DeviceError:
     """The error to raise for a command that failed on the device."""
-    return DeviceError(f"{device.name}: {what} failed there (exit code {result.returncode}): {_last_line(result)}")
-
-
-def _last_line(result: subprocess.CompletedProcess[str]) -> str:
-    """The last that a command said, or its exit code."""
-    said = (result.stderr.strip() or result.stdout.strip()).splitlines()
-    return said[-1] if said else f"exit code {result.returncode}"
+    return DeviceError(f"{device.name}: {what} failed there (exit code {result.returncode}): {last_line(result)}")
 
 
 def _remove(device: AdbDevice, folder: str) -> str | None:
-    """Ends what runs in it and removes it; why that failed, or None. A cable that wiggled gets time to come back."""
+    """Ends what runs in it and removes it; why that failed, or None."""
     script = f"[ ! -e {folder}/{_PID} ] || kill -9 $(cat {folder}/{_PID}) 2>/dev/null; rm -rf {folder}"
     try:
         try:
             result = shell(device, script)
         except DeviceError:
-            _adb(device, "wait-for-device", seconds=_RETURN_SECONDS)
+            wait(device)
             result = shell(device, script)
     except DeviceError as error:
         return str(error)
-    return _last_line(result) if result.returncode else None
+    return last_line(result) if result.returncode else None
 
 
 def _states() -> dict[str, str]:
     """All devices that adb knows, with their states."""
-    result = _program(["devices"], _SECONDS)
+    result = _program(["adb", "devices"], _SECONDS)
     if result.returncode:
-        raise DeviceError(f"adb devices failed: {_last_line(result)}; try adb kill-server")
+        raise DeviceError(f"adb devices failed: {last_line(result)}; try adb kill-server")
     rows = (line.split("\t", 1) for line in result.stdout.splitlines() if "\t" in line)
     return {serial: state.strip() for serial, state in rows}
 
 
 def _adb(device: AdbDevice, *words: str, seconds: float = _SECONDS) -> subprocess.CompletedProcess[str]:
-    return _program(["-s", device.serial, *words], seconds)
+    return _program(["adb", "-s", device.serial, *words], seconds)
 
 
-def _program(words: Sequence[str], seconds: float) -> subprocess.CompletedProcess[str]:
-    command = ["adb", *words]
+def _program(command: Sequence[str], seconds: float) -> subprocess.CompletedProcess[str]:
     try:
         return subprocess.run(
             command,
@@ -270,6 +256,6 @@ def _program(words: Sequence[str], seconds: float) -> subprocess.CompletedProces
             check=False,
         )
     except FileNotFoundError as error:
-        raise DeviceError("adb is not installed here: install Android's platform-tools (Debian: adb)") from error
+        raise DeviceError(NO_ADB) from error
     except subprocess.TimeoutExpired as error:
         raise DeviceError(f"no answer within {seconds:g} s: {shlex.join(command)}; is the device awake?") from error

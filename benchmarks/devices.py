@@ -1,5 +1,6 @@
 """What a measurement on a device gives, and how it fails, however the device is reached."""
 
+import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,8 @@ class DeviceError(VitedgeError):
 class DeviceResult:
     """What a device said.
 
-    `selftest` is the document of `python -m vitedge.device selftest --json`; None where no Python ran, as over adb.
+    `selftest` is the document of `python -m vitedge.device selftest --json`; None where no Python ran, as with
+    `benchmark_model`.
     `bench` is that of `bench --json`, or of `measure_over_adb`; None if the files did not arrive whole.
     """
 
@@ -45,3 +47,9 @@ class DeviceResult:
 
     def to_json(self) -> dict[str, Any]:
         return {"format": "vitedge-device/1", "device": self.device, "selftest": self.selftest, "bench": self.bench}
+
+
+def last_line(result: subprocess.CompletedProcess[str]) -> str:
+    """The last that a command said, or its exit code."""
+    said = (result.stderr.strip() or result.stdout.strip()).splitlines()
+    return said[-1] if said else f"exit code {result.returncode}"

@@ -7,6 +7,7 @@ quotients of neighbouring runs. A run is a process of its own, so that load time
 memory is the largest of all. There is no self-test: `benchmark_model` feeds random numbers and shows no outputs.
 """
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,7 +37,7 @@ from vitedge.benchmarks.android import (
     parse_state,
     state_flags,
 )
-from vitedge.benchmarks.benchmark_model import ToolRun, arguments, parse_run
+from vitedge.benchmarks.benchmark_model import Delegate, ToolRun, arguments, parse_run
 from vitedge.benchmarks.devices import DeviceError, DeviceResult
 from vitedge.benchmarks.flags import conditions, pair_flags
 from vitedge.benchmarks.machine import Sensors
@@ -44,9 +45,38 @@ from vitedge.benchmarks.results import FORMAT
 from vitedge.benchmarks.speedup import median_interval, speedup_of
 from vitedge.runtimes.manifest import FileRecord, Manifest, load_manifest, sha256_of, verify_files
 
+_ON_DEVICE = "device:"
 _RUNTIME = "tflite"
 _ROUNDS = 6  # even, for ABBA
 _LIMIT_SECONDS = 300.0  # for loading, warm-up and three inferences
+
+
+@dataclass(frozen=True)
+class ToolDevice(AdbDevice):
+    """Which device, and what measures there.
+
+    `benchmark_model` is LiteRT's program, built for the device: a path here, or `device:` and a path there. `delegate`
+    is what it shall use besides the CPU's kernels.
+    """
+
+    benchmark_model: str
+    delegate: Delegate = "none"
+
+    def __post_init__(self) -> None:
+        if self.installed is None and not (
+            Path(self.benchmark_model).is_file() and os.access(self.benchmark_model, os.R_OK)
+        ):
+            raise DeviceError(
+                f"--benchmark-model: expected a file that can be read, found none at {self.benchmark_model}"
+            )
+        if self.installed is not None and not self.installed.startswith("/"):
+            raise DeviceError(f"--benchmark-model: expected device:/an/absolute/path, found {self.benchmark_model}")
+
+    @property
+    def installed(self) -> str | None:
+        """The path of `benchmark_model` on the device, if it is there already."""
+        there = self.benchmark_model.startswith(_ON_DEVICE)
+        return self.benchmark_model.removeprefix(_ON_DEVICE) if there else None
 
 
 @dataclass(frozen=True)
@@ -65,7 +95,7 @@ class _Model:
 
 
 def measure_over_adb(
-    device: AdbDevice, artifact: Path, twin: Path | None, *, threads: int, seconds: float
+    device: ToolDevice, artifact: Path, twin: Path | None, *, threads: int, seconds: float
 ) -> DeviceResult:
     """Pushes a model and its twin, measures them in turns, and removes all, also after an error or an interrupt.
 
@@ -122,11 +152,11 @@ def _model(folder: Path) -> _Model:
     return _Model(manifest, folder / manifest.files[0].name, manifest.files[0])
 
 
-def _tool_bytes(device: AdbDevice) -> int:
+def _tool_bytes(device: ToolDevice) -> int:
     return 0 if device.installed else Path(device.benchmark_model).stat().st_size
 
 
-def _tool(device: AdbDevice, folder: str) -> tuple[str, str | None]:
+def _tool(device: ToolDevice, folder: str) -> tuple[str, str | None]:
     """`benchmark_model` on the device, and its SHA-256; None if it was there and cannot be summed."""
     if device.installed is not None:
         return device.installed, sha256_there(device, device.installed)
@@ -137,7 +167,7 @@ def _tool(device: AdbDevice, folder: str) -> tuple[str, str | None]:
     return there, record.sha256
 
 
-def _pushed(device: AdbDevice, model: _Model, folder: str) -> _Model:
+def _pushed(device: ToolDevice, model: _Model, folder: str) -> _Model:
     there = f"{folder}/{model.manifest.precision}.tflite"
     return replace(model, there=there, compared=push(device, model.file, there, model.record))
 
@@ -147,7 +177,7 @@ def _state(device: AdbDevice) -> AndroidState:
 
 
 def _rounds(
-    device: AdbDevice, tool: str, models: Sequence[_Model], *, threads: int, seconds: float
+    device: ToolDevice, tool: str, models: Sequence[_Model], *, threads: int, seconds: float
 ) -> tuple[list[list[ToolRun]], list[Sensors]]:
     """Runs by round, then by model; and what the sensors said after each round."""
     rounds: list[list[ToolRun]] = []
@@ -162,7 +192,7 @@ def _rounds(
     return rounds, sensors
 
 
-def _run(device: AdbDevice, tool: str, model: _Model, *, threads: int, seconds: float) -> tuple[ToolRun, AndroidState]:
+def _run(device: ToolDevice, tool: str, model: _Model, *, threads: int, seconds: float) -> tuple[ToolRun, AndroidState]:
     """One run, and the device's state right after it: a moment later the clock is an idle device's."""
     words = [tool, *arguments(model.there, threads=threads, seconds=seconds, delegate=device.delegate)]
     script = f"{killable(model.there.rpartition('/')[0], words)}; {SENSORS_SCRIPT}; exit $code"
@@ -175,7 +205,7 @@ def _run(device: AdbDevice, tool: str, model: _Model, *, threads: int, seconds: 
 
 
 def _pair(
-    device: AdbDevice,
+    device: ToolDevice,
     models: Sequence[_Model],
     rounds: Sequence[Sequence[ToolRun]],
     sensors: Sequence[Sensors],
@@ -223,7 +253,7 @@ def _result(model: _Model, runs: Sequence[ToolRun]) -> dict[str, Any]:
     }
 
 
-def _doubts(device: AdbDevice, runs: Sequence[ToolRun]) -> Iterator[str]:
+def _doubts(device: ToolDevice, runs: Sequence[ToolRun]) -> Iterator[str]:
     if fallback := next(filter(None, (run.fallback(device.delegate) for run in runs)), None):
         yield fallback
     if not all(run.is_median for run in runs):

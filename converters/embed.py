@@ -22,7 +22,8 @@ import vitedge
 from vitedge.converters.folders import Mark, replacing_folder
 from vitedge.converters.golden import write_with_artifacts
 from vitedge.runtimes.errors import ArtifactError
-from vitedge.runtimes.golden import ANY, GOLDEN_FILE, GOLDEN_FOLDER, Golden
+from vitedge.runtimes.golden import GOLDEN_FILE, GOLDEN_FOLDER, Golden
+from vitedge.runtimes.instruction_sets import ANY
 from vitedge.runtimes.manifest import Manifest, load_manifest, verify_files
 
 MARK = Mark("embed.json", "vitedge-embed/1", "folder that vitedge embed made")

@@ -21,13 +21,13 @@ from numpy.typing import NDArray
 
 from vitedge.runtimes.errors import ArtifactError
 from vitedge.runtimes.fields import count, many, mapping, plain_path, text
+from vitedge.runtimes.instruction_sets import ANY
 from vitedge.runtimes.manifest import FileRecord, damage
 from vitedge.runtimes.preprocess import Preprocessing
 
 FORMAT = "vitedge-golden/1"
 GOLDEN_FILE, GOLDEN_FOLDER = "golden.json", "golden"
 REFERENCE = "fp32"  # key of PyTorch's outputs
-ANY = "any"  # key of tolerances that hold on every instruction set
 _MAX_JSON_BYTES = 1 << 20
 _MAX_ARRAY_BYTES = 1 << 30
 _DTYPES = ("float32", "uint8")
@@ -70,7 +70,8 @@ class Golden:
     """The contents of `golden.json`, and where its files are.
 
     `source_digest` is that of the checkpoint. `inputs` are `resized` and `pixel_values`; `outputs` are by runtime, or
-    `REFERENCE`, then by name; `tolerances` by runtime, then by instruction set, with `ANY` always among them.
+    `REFERENCE`, then by name; `tolerances` by runtime, then by kind of CPU (`instruction_sets.py`), with `ANY` always
+    among them. A kind that is missing has none: the artifact promises nothing there.
     """
 
     folder: Path
@@ -204,7 +205,7 @@ def _check(golden: Golden) -> None:
         if found != expected or any(shape[:1] != (images,) or len(shape) < 2 for shape in found.values()):
             raise ArtifactError(f"outputs of {source}: expected {expected} for {images} images, found {found}")
     if unbounded := [runtime for runtime, named in golden.tolerances.items() if ANY not in named]:
-        raise ArtifactError(f"tolerances of {', '.join(unbounded)}: expected some for instruction set {ANY!r}")
+        raise ArtifactError(f"tolerances of {', '.join(unbounded)}: expected some for kind {ANY!r} of CPU")
     named = [record.file for record in golden.inputs.values()]
     named += [record.file for outputs in golden.outputs.values() for record in outputs.values()]
     named += [file for image in golden.images for file in (image.file, image.pixels)]

@@ -3,7 +3,10 @@
 The protocol is that of Android's packages/modules/adb (protocol.txt, SYNC.TXT, shell_protocol.h), as far as `adb
 connect`, `push` and `shell` need it. Commands run in this machine's own `sh`, which sees the folder for the device's
 root, so that quoting and exit codes are real; programs that only Android has are small scripts that print files of
-`answers`. What is pushed as `benchmark_model` runs there, too.
+`answers`. What is pushed as `benchmark_model` runs there, too, and this machine's Python plays that of Termux.
+
+As adbd does, it passes on what adb reads, and where the connection breaks it closes the pipes and hangs up the shell
+alone (shell_service.cpp): what the shell started goes on.
 """
 
 import contextlib
@@ -13,21 +16,26 @@ import signal
 import socket
 import struct
 import subprocess
+import sys
 import threading
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 _VERSION, _MAX_DATA = 0x01000001, 256 << 10
 _BANNER = b"device::ro.product.name=test;ro.product.model=test;ro.product.device=test;features=shell_v2,cmd"
 _TOKEN, _PUBLIC_KEY = 1, 3  # of AUTH: sign this; ask the user about this key
-_STDOUT, _STDERR, _EXIT = 1, 2, 3  # of the shell protocol
-_ROOTED = ("/data/local/tmp", "/sys/devices/system/cpu", "/sys/class/thermal", "/proc/cpuinfo")
+_STDIN, _STDOUT, _STDERR, _EXIT, _CLOSE_STDIN = 0, 1, 2, 3, 4  # of the shell protocol
+_ROOTED = ("/data/local/tmp", "/data/data/com.termux", "/sys/devices/system/cpu", "/sys/class/thermal", "/proc/cpuinfo")
 _PROGRAMS = {
     "getprop": 'cat "$ROOT/answers/$1"',
     "dumpsys": 'cat "$ROOT/answers/dumpsys.$1"',
     "settings": 'cat "$ROOT/answers/settings.$3"',
     "df": 'cat "$ROOT/answers/df"',
     "uname": "echo 5.15.104-android13",
+    "run-as": '[ -d "$ROOT/data/data/$1" ] || { echo "run-as: unknown package: $1" >&2; exit 1; }; shift; exec "$@"',
 }
 _ANSWERS = {
     "ro.soc.model": "SM8550",
@@ -80,6 +88,18 @@ class AdbDevice:
     @property
     def place(self) -> Path:
         return self.root / "data/local/tmp"
+
+    @property
+    def termux(self) -> Path:
+        return self.root / "data/data/com.termux/files"
+
+    def install_termux(self, python: str = f'exec {sys.executable} "$@"') -> None:
+        """Puts Termux there, with a script for its Python; `run-as` lets it be entered."""
+        for folder in ("home", "usr/bin", "usr/tmp"):
+            (self.termux / folder).mkdir(parents=True, exist_ok=True)
+        path = self.termux / "usr/bin/python3"
+        path.write_text(f"#!/bin/sh\n{python}\n")
+        path.chmod(0o755)
 
     def left(self) -> list[str]:
         """What lies in the folder that everybody may write to."""
@@ -157,6 +177,30 @@ class AdbDevice:
                 connection, _ = self._server.accept()
                 self._connections.append(connection)
                 threading.Thread(target=_Connection(self, connection).serve, daemon=True).start()
+
+
+def _state_of(device: AdbDevice) -> str | None:
+    said = subprocess.run(["adb", "devices"], check=True, capture_output=True, text=True).stdout
+    return dict(line.split("\t") for line in said.splitlines() if "\t" in line).get(device.serial)
+
+
+@contextlib.contextmanager
+def connected(device: AdbDevice, state: str = "device") -> Iterator[AdbDevice]:
+    """Starts a device and has the real adb connect to it."""
+    device.start()
+    connecting = subprocess.Popen(["adb", "connect", device.serial], stdout=subprocess.DEVNULL)
+    try:
+        for _ in range(400):
+            if _state_of(device) == state:
+                break
+            time.sleep(0.05)
+        assert _state_of(device) == state
+        yield device
+    finally:
+        connecting.kill()
+        connecting.wait()
+        device.stop()
+        subprocess.run(["adb", "disconnect", device.serial], check=False, capture_output=True)
 
 
 class _Connection:
@@ -244,7 +288,7 @@ class _Stream:
         self.ready.release()
         if self._process is not None:
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
+                os.kill(self._process.pid, signal.SIGHUP)
 
     def _write(self, data: bytes) -> None:
         for start in range(0, len(data), _MAX_DATA):
@@ -257,12 +301,15 @@ class _Stream:
         environment = {"ROOT": str(self._device.root), "PATH": f"{self._device.root / 'bin'}:/usr/bin:/bin"}
         self._process = subprocess.Popen(
             ["/bin/sh", "-c", command],
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env=environment,
             start_new_session=True,
         )
+        assert self._process.stdin is not None
+        threading.Thread(target=self._feed, args=(self._process.stdin,), daemon=True).start()
+        self._process.stdin = None  # the thread's
         printed = self._process.communicate()
         root = str(self._device.root).encode()
         for kind, data in zip((_STDOUT, _STDERR), printed, strict=True):
@@ -271,6 +318,18 @@ class _Stream:
                 self._write(struct.pack("<BI", kind, len(said)) + said if has_exit_code else said)
         if has_exit_code:
             self._write(struct.pack("<BIB", _EXIT, 1, self._process.returncode & 0xFF))
+
+    def _feed(self, stdin: IO[bytes]) -> None:
+        """Passes on what adb reads, until that or the connection ends."""
+        with contextlib.suppress(OSError), stdin:
+            while True:
+                kind, size = struct.unpack("<BI", self._take(5))
+                data = self._take(size)
+                if kind == _CLOSE_STDIN:
+                    return
+                assert kind == _STDIN
+                stdin.write(data)
+                stdin.flush()
 
     def _sync(self) -> None:
         while True:

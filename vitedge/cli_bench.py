@@ -36,11 +36,13 @@ def bench(
     device: Annotated[
         str,
         typer.Option(
-            help="local; ssh://user@host:port: tested and measured there; adb:SERIAL: the TFLite model there."
+            help="local; ssh://user@host:port or adb:SERIAL: tested and measured there, in Python; over adb also with"
+            " --benchmark-model."
         ),
     ] = "local",
     device_python: Annotated[
-        str | None, typer.Option(help="ssh: Python 3.11 or newer there. Default: python3.", show_default=False)
+        str | None,
+        typer.Option(help="Python 3.11 or newer there. Default: python3; over adb, Termux's.", show_default=False),
     ] = None,
     no_install: Annotated[
         bool, typer.Option("--no-install", help="ssh: use the packages that the device's Python has.")
@@ -51,13 +53,16 @@ def bench(
     benchmark_model: Annotated[
         str | None,
         typer.Option(
-            help="adb: LiteRT's benchmark_model for the device; device:PATH if it is there already.",
+            help="adb: LiteRT's benchmark_model for the device, which measures the TFLite model without a Python there;"
+            " device:PATH if it is there already.",
             show_default=False,
         ),
     ] = None,
     delegate: Annotated[
         Literal["none", "gpu", "nnapi"] | None,
-        typer.Option(help="adb: what runs the model but for the CPU's kernels. Default: none.", show_default=False),
+        typer.Option(
+            help="benchmark_model: what runs the model but for the CPU's kernels. Default: none.", show_default=False
+        ),
     ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -73,6 +78,8 @@ def bench(
     `vitedge bench out --cpus 0 --torch --vendors --images calib`
 
     `vitedge bench out --device ssh://pi@board.local`
+
+    `vitedge bench out/onnx --device adb:R5CT10XYZ`
 
     `vitedge bench out --device adb:R5CT10XYZ --benchmark-model android_aarch64_benchmark_model`
     """

@@ -1,6 +1,9 @@
 """A tiny classifier, its images, and one build of it that the tests of commands share."""
 
 import json
+import socket
+import subprocess
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +12,7 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
+from tests.adb_device import AdbDevice, connected
 from tests.tiny import save_checkpoint, save_images
 from vitedge.cli import app
 
@@ -56,6 +60,26 @@ def built(site: Site, tmp_path_factory: pytest.TempPathFactory) -> Path:
     result = site.build(out, "--keep-fp32", "--bench-seconds", "0.2")
     assert result.exit_code == 0, result.output
     return out
+
+
+@pytest.fixture(scope="module")
+def adb_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A server of adb's, and keys, that nobody else uses."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        port = server.getsockname()[1]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ANDROID_ADB_SERVER_PORT", str(port))
+        patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
+        subprocess.run(["adb", "start-server"], check=True, capture_output=True)
+        yield
+        subprocess.run(["adb", "kill-server"], check=True, capture_output=True)
+
+
+@pytest.fixture
+def phone(adb_server: None, tmp_path: Path) -> Iterator[AdbDevice]:
+    with connected(AdbDevice(tmp_path / "phone")) as device:
+        yield device
 
 
 def report_of(out: Path) -> Any:

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -16,15 +15,16 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 
-from tests.adb_device import AdbDevice
+from tests.adb_device import AdbDevice, connected
 from tests.commands.conftest import Site
 from vitedge.benchmarks.adb import parse_adb
 from vitedge.benchmarks.devices import DeviceError
 from vitedge.runtimes.manifest import sha256_of
 
-pytestmark = pytest.mark.skipif(
-    os.environ.get("CI") is None and shutil.which("adb") is None, reason="needs Debian's adb"
-)
+pytestmark = [
+    pytest.mark.skipif(os.environ.get("CI") is None and shutil.which("adb") is None, reason="needs Debian's adb"),
+    pytest.mark.usefixtures("adb_server"),
+]
 
 # Prints as LiteRT's own does; INT8 takes 12 ms and FP32 24 ms. $ROOT is the device's.
 TOOL = """#!/bin/sh
@@ -50,49 +50,6 @@ def tool(folder: Path, change: str = "") -> Path:
     path = folder / "benchmark_model"
     path.write_text(TOOL.replace("@CHANGE@", change))
     return path
-
-
-@pytest.fixture(scope="module", autouse=True)
-def adb_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A server of adb's, and keys, that nobody else uses."""
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        port = server.getsockname()[1]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ANDROID_ADB_SERVER_PORT", str(port))
-        patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
-        subprocess.run(["adb", "start-server"], check=True, capture_output=True)
-        yield
-        subprocess.run(["adb", "kill-server"], check=True, capture_output=True)
-
-
-def state_of(device: AdbDevice) -> str | None:
-    said = subprocess.run(["adb", "devices"], check=True, capture_output=True, text=True).stdout
-    return dict(line.split("\t") for line in said.splitlines() if "\t" in line).get(device.serial)
-
-
-@contextmanager
-def connected(device: AdbDevice, state: str = "device") -> Iterator[AdbDevice]:
-    device.start()
-    connecting = subprocess.Popen(["adb", "connect", device.serial], stdout=subprocess.DEVNULL)
-    try:
-        for _ in range(400):
-            if state_of(device) == state:
-                break
-            time.sleep(0.05)
-        assert state_of(device) == state
-        yield device
-    finally:
-        connecting.kill()
-        connecting.wait()
-        device.stop()
-        subprocess.run(["adb", "disconnect", device.serial], check=False, capture_output=True)
-
-
-@pytest.fixture
-def phone(tmp_path: Path) -> Iterator[AdbDevice]:
-    with connected(AdbDevice(tmp_path / "phone")) as device:
-        yield device
 
 
 def bench(site: Site, artifact: Path, device: AdbDevice, program: Path | str, *options: str) -> Result:
@@ -449,13 +406,18 @@ def test_without_adb(site: Site, built: Path, tmp_path: Path, monkeypatch: pytes
 def test_artifact_of_another_runtime(site: Site, built: Path, tmp_path: Path) -> None:
     result = site.vitedge("bench", built / "onnx", "--device", "adb:R5CT", "--benchmark-model", tool(tmp_path))
     assert result.exit_code == 2
-    assert "over adb TFLite is measured" in result.stderr
+    assert "benchmark_model measures TFLite" in result.stderr
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--device", "adb:R5CT"), "pass --benchmark-model PATH, LiteRT's benchmark_model for the device"),
+        (("--device", "adb:R5CT", "--delegate", "gpu"), "--delegate is for --benchmark-model"),
+        (("--device", "adb:a", "--device-python", "python3"), "expected an absolute path on the device, found python3"),
+        (
+            ("--device", "adb:a", "--device-python", "/x", "--benchmark-model", "x"),
+            "expected one of --device-python and --benchmark-model, found both",
+        ),
         (("--device", "adb:", "--benchmark-model", "x"), "expected adb:SERIAL with a serial that adb devices lists"),
         (("--device", "adb:a b", "--benchmark-model", "x"), "expected adb:SERIAL"),
         (
@@ -463,7 +425,7 @@ def test_artifact_of_another_runtime(site: Site, built: Path, tmp_path: Path) ->
             "--benchmark-model: expected a file that can be read, found none at none",
         ),
         (("--device", "adb:a", "--benchmark-model", "device:x"), "expected device:/an/absolute/path, found device:x"),
-        (("--device", "adb:a", "--no-install"), "leave --device-python, --no-install and --ssh-config out"),
+        (("--device", "adb:a", "--no-install"), "leave --no-install and --ssh-config out"),
         (("--device", "ssh://a", "--delegate", "gpu"), "leave --benchmark-model and --delegate out; they are for adb"),
         (("--benchmark-model", "x"), "are for a --device"),
         (("--device", "adb:a", "--threads", "1,2"), "expected one number of threads"),
@@ -477,6 +439,6 @@ def test_options_that_do_not_fit(site: Site, built: Path, options: tuple[str, ..
 
 def test_serials() -> None:
     for serial in ("R5CT10XYZ", "emulator-5554", "127.0.0.1:5555", "adb-1A2B-x._adb-tls-connect._tcp", "[::1]:5555"):
-        assert parse_adb(f"adb:{serial}", "device:/data/local/tmp/tool").name == f"adb:{serial}"
+        assert parse_adb(f"adb:{serial}").name == f"adb:{serial}"
     with pytest.raises(DeviceError, match="expected adb:SERIAL"):
-        parse_adb("usb:R5CT", "device:/data/local/tmp/tool")
+        parse_adb("usb:R5CT")

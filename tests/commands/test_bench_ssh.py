@@ -16,7 +16,9 @@ from pathlib import Path
 import pytest
 
 from tests.commands.conftest import Site
-from vitedge.benchmarks.ssh import DeviceError, SshDevice, measure_over_ssh, parse_ssh
+from vitedge.benchmarks.devices import DeviceError
+from vitedge.benchmarks.remote import measure_bundle
+from vitedge.benchmarks.ssh import SshDevice, parse_ssh
 
 SSHD = shutil.which("sshd") or "/usr/sbin/sshd"
 pytestmark = pytest.mark.skipif(
@@ -159,7 +161,7 @@ def test_device_without_python_and_with_an_old_one(site: Site, built: Path, serv
     assert none.exit_code == 2  # type: ignore[attr-defined]
     assert "found no /nowhere/python3 there" in none.stderr  # type: ignore[attr-defined]
     old = tmp_path / "python3.9"
-    old.write_text("#!/bin/sh\necho '[[3, 9], \"/tmp\", 100000000000]'\n")
+    old.write_text("#!/bin/sh\necho '[[3, 9], \"/tmp\", 100000000000, []]'\n")
     old.chmod(0o755)
     result = bench(site, built, server, "--device-python", str(old))
     assert result.exit_code == 2  # type: ignore[attr-defined]
@@ -195,7 +197,7 @@ def test_artifact_changed_in_transit(
     data[-1] ^= 1
     model.write_bytes(data)
     device = SshDevice("127.0.0.1", None, server.port, sys.executable, install=False, config=server.config)
-    result = measure_over_ssh(device, bundle, threads=1, seconds=0.1)
+    result = measure_bundle(device, bundle, threads=1, seconds=0.1)
     assert result.bench is None
     assert result.selftest["passed"] is False
     assert "model.onnx: expected SHA-256" in "\n".join(result.lines())
@@ -243,7 +245,7 @@ def test_a_lost_connection_says_what_is_left(built: Path, site: Site, server: Ho
     assert site.vitedge("bundle", built / "onnx", "--out", bundle).exit_code == 0
     device = SshDevice("127.0.0.1", None, server.port, str(python), install=False, config=server.config)
     with pytest.raises(DeviceError, match=r"vitedge-\w+ is left there: remove it when the device is back"):
-        measure_over_ssh(device, bundle, threads=1, seconds=0.1)
+        measure_bundle(device, bundle, threads=1, seconds=0.1)
     (left,) = server.left()
     shutil.rmtree(server.temporary / left)
 
@@ -268,7 +270,7 @@ def test_a_push_that_breaks_off_says_why(site: Site, built: Path, server: Host, 
     (bundle / "large").write_bytes(bytes(8 << 20))
     device = SshDevice("127.0.0.1", None, server.port, str(python), install=False, config=server.config)
     with pytest.raises(DeviceError, match="the bundle did not arrive: No space left"):
-        measure_over_ssh(device, bundle, threads=1, seconds=0.1)
+        measure_bundle(device, bundle, threads=1, seconds=0.1)
     assert server.left() == []
 
 
@@ -304,6 +306,6 @@ def test_words_for_the_device_are_quoted(site: Site, built: Path, server: Host, 
     bundle = tmp_path / "bundle"
     assert site.vitedge("bundle", built / "onnx", "--out", bundle).exit_code == 0
     device = SshDevice("127.0.0.1", None, server.port, str(trap), install=False, config=server.config)
-    assert measure_over_ssh(device, bundle, threads=1, seconds=0.1).selftest["passed"] is True
+    assert measure_bundle(device, bundle, threads=1, seconds=0.1).selftest["passed"] is True
     assert server.left() == []
     assert not (Path.home() / "trapped").exists()

@@ -18,7 +18,7 @@ import pytest
 from tests.commands.conftest import Site, contents
 from vitedge.runtimes.bundle import load_bundle
 from vitedge.runtimes.errors import ArtifactError
-from vitedge.runtimes.golden import GOLDEN_FOLDER, load_golden, read_golden
+from vitedge.runtimes.golden import GOLDEN_FOLDER, Golden, load_golden, read_golden
 from vitedge.runtimes.load import load_encoder
 from vitedge.runtimes.manifest import load_manifest
 from vitedge.runtimes.saturation import Saturation, UnsafeLinear
@@ -102,7 +102,7 @@ def test_device_without_host_packages_passes(bundled: Path) -> None:
     assert statuses == {
         ("files", None): "pass",
         ("decoding", None): "skip",  # there is no OpenCV
-        **{(step, name): "pass" for step in ("preprocessing", "inference") for name in runtimes},
+        **{(step, name): "pass" for step in ("cpu", "preprocessing", "inference") for name in runtimes},
     }
     for name in runtimes:
         numbers = checks["inference", name]["numbers"]
@@ -240,22 +240,59 @@ def test_a_runtime_older_than_the_manifest_asks_for(copy: Path) -> None:
     assert checks["inference", "onnx"]["cause"] == "an old runtime: pip install -U onnxruntime"
 
 
-def test_saturation_is_named_where_the_certificate_and_the_cpu_say_so(bundled: Path, built: Path) -> None:
-    golden = read_golden(bundled / GOLDEN_FOLDER)
-    strict = replace(golden.tolerances["onnx"]["any"], min_sqnr_db=99.0)
-    golden = replace(golden, tolerances={"onnx": {"any": strict}})
+def of_onnx(golden: Golden, built: Path, flags: set[str], *, unsafe: bool = False) -> dict[str, Check]:
+    """The self-test's steps for the ONNX artifact on a CPU with these flags, by name."""
     manifest = load_manifest(built / "onnx")
-    unsafe = Saturation(False, None, 1, 1, {"layers.0.mlp.fc1": UnsafeLinear(1, 1, ())})
+    if unsafe:
+        saturation = Saturation(False, None, 1, 1, {"layers.0.mlp.fc1": UnsafeLinear(1, 1, ())})
+        manifest = replace(manifest, target="vnni", saturation=saturation)
+    checks = selftest(golden, {"onnx": (built / "onnx", manifest)}, isa_flags=flags)
+    return {check.step: check for check in checks}
 
-    def inference(saturation: Saturation, flags: set[str]) -> Check:
-        artifacts = {"onnx": (built / "onnx", replace(manifest, saturation=saturation))}
-        return selftest(golden, artifacts, isa_flags=flags)[-1]
 
-    assert "saturation: this CPU adds pairs" in str(inference(unsafe, {"sse4_1", "avx2"}).cause)
-    assert "layers.0.mlp.fc1" in str(inference(unsafe, {"sse4_1", "avx2"}).cause)
-    assert "saturation" not in str(inference(unsafe, {"sse4_1", "avx2", "avx512_vnni"}).cause)
-    assert "saturation" not in str(inference(unsafe, {"asimd"}).cause)
-    assert "saturation" not in str(inference(manifest.saturation, {"sse4_1", "avx2"}).cause)
+def test_saturation_is_told_from_the_certificate_and_the_cpu(bundled: Path, built: Path) -> None:
+    """Before anything runs, and whether or not the golden images are among those that saturate."""
+    golden = read_golden(bundled / GOLDEN_FOLDER)
+    told = of_onnx(golden, built, {"sse4_1", "avx2"}, unsafe=True)["cpu"]
+    assert told.status == "fail"
+    assert told.found.startswith("made for vnni; this CPU is x86 without VNNI and adds pairs of products in 16 bits")
+    assert "1 linears can exceed (layers.0.mlp.fc1)" in told.found
+    assert told.cause == "saturation: build with --target avx2"
+    for flags in ({"sse4_1", "avx2", "avx512_vnni"}, {"avx2", "amx_int8"}, {"asimd"}, {"asimd", "asimddp"}):
+        assert of_onnx(golden, built, flags, unsafe=True)["cpu"].status == "pass"
+    safe = of_onnx(golden, built, {"sse4_1", "avx2"})
+    assert (safe["cpu"].status, safe["cpu"].found) == ("pass", "x86: the integer sums are those of the host")
+    assert safe["inference"].status == "pass"
+    unknown = of_onnx(golden, built, set(), unsafe=True)["cpu"]
+    assert unknown.status == "skip"
+    assert "does not tell its instruction sets; the artifact is not exact on x86 CPUs without VNNI" in unknown.found
+
+
+@pytest.mark.parametrize(
+    ("flags", "kind"),
+    [
+        ({"avx2", "avx_vnni"}, "x86-vnni"),
+        ({"ssse3", "avx2"}, "x86"),
+        ({"asimd", "asimddp"}, "arm64-dotprod"),
+        ({"asimd"}, "arm64"),
+        (set(), "any"),
+    ],
+)
+def test_each_kind_of_cpu_has_its_own_bound(bundled: Path, built: Path, flags: set[str], kind: str) -> None:
+    """A bound that no artifact reaches fails that kind, and no other does; one that is missing is told."""
+    golden = read_golden(bundled / GOLDEN_FOLDER)
+    bounds = golden.tolerances["onnx"]
+    assert list(bounds) == ["x86-vnni", "x86", "arm64-dotprod", "arm64", "any"]
+    strict = {**bounds, kind: replace(bounds[kind], min_sqnr_db=99.0)}
+    failed = of_onnx(replace(golden, tolerances={"onnx": strict}), built, flags)["inference"]
+    assert (failed.status, failed.numbers["min_sqnr_db"]) == ("fail", 99.0)
+    others = {name: replace(bound, min_sqnr_db=99.0) for name, bound in bounds.items()} | {kind: bounds[kind]}
+    assert of_onnx(replace(golden, tolerances={"onnx": others}), built, flags)["inference"].status == "pass"
+    if kind != "any":
+        old = of_onnx(replace(golden, tolerances={"onnx": {"any": bounds["any"]}}), built, flags)
+        assert (old["cpu"].status, old["inference"].status) == ("fail", "skip")
+        assert old["cpu"].found == f"expected a tolerance for {kind}, found any"
+        assert f"no bound holds for {kind}" in old["inference"].found
 
 
 def test_golden_vectors_are_the_artifacts_own(bundled: Path, built: Path) -> None:

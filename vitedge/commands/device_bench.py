@@ -1,20 +1,24 @@
 """`vitedge bench --device`: artifacts go to a device, are measured there, and removed.
 
-Over ssh a bundle is tested too; over adb LiteRT's `benchmark_model` measures the TFLite model alone.
+Where the device has Python a bundle is tested too; LiteRT's `benchmark_model` measures the TFLite model alone.
 """
 
 import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from vitedge.benchmarks.adb import AdbDevice, parse_adb
+from vitedge.benchmarks.adb import parse_adb
+from vitedge.benchmarks.adb_python import TERMUX_PYTHON, PythonDevice, measure_python_over_adb
 from vitedge.benchmarks.benchmark_model import Delegate
 from vitedge.benchmarks.bundle import gather, write_bundle
 from vitedge.benchmarks.devices import DeviceError, DeviceResult
-from vitedge.benchmarks.measure_adb import measure_over_adb
-from vitedge.benchmarks.ssh import SshDevice, measure_over_ssh, parse_ssh
+from vitedge.benchmarks.measure_adb import ToolDevice, measure_over_adb
+from vitedge.benchmarks.remote import measure_bundle
+from vitedge.benchmarks.ssh import SshDevice, parse_ssh
 from vitedge.console import Console
 from vitedge.runtimes.manifest import MANIFEST_FILE, artifact_folders
+
+Device = SshDevice | PythonDevice | ToolDevice
 
 
 def parse_device(
@@ -25,51 +29,56 @@ def parse_device(
     config: Path | None,
     benchmark_model: str | None,
     delegate: Delegate | None,
-) -> SshDevice | AdbDevice:
+) -> Device:
     """`ssh://user@host:port` or `adb:SERIAL`, with the options that belong to it; None leaves one out.
 
     Args:
         text: That.
-        python: As in `SshDevice`.
+        python: As in `SshDevice` and `PythonDevice`.
         install: As in `SshDevice`.
         config: As in `SshDevice`.
-        benchmark_model: As in `AdbDevice`.
-        delegate: As in `AdbDevice`.
+        benchmark_model: As in `ToolDevice`; over adb, None has the device's Python measure.
+        delegate: As in `ToolDevice`.
 
     Raises:
         DeviceError: It is neither, or has an option of the other.
     """
     if text.startswith("adb:"):
-        if python is not None or not install or config is not None:
-            raise DeviceError(f"{text}: leave --device-python, --no-install and --ssh-config out; they are for ssh")
-        return parse_adb(text, benchmark_model, delegate or "none")
+        if not install or config is not None:
+            raise DeviceError(f"{text}: leave --no-install and --ssh-config out; they are for ssh")
+        serial = parse_adb(text).serial
+        if benchmark_model is None:
+            if delegate is not None:
+                raise DeviceError(f"{text}: --delegate is for --benchmark-model; pass that, or leave it out")
+            return PythonDevice(serial, python or TERMUX_PYTHON)
+        if python is not None:
+            raise DeviceError(f"{text}: expected one of --device-python and --benchmark-model, found both")
+        return ToolDevice(serial, benchmark_model, delegate or "none")
     if benchmark_model is not None or delegate is not None:
         raise DeviceError(f"{text}: leave --benchmark-model and --delegate out; they are for adb")
     return replace(parse_ssh(text), python=python or "python3", install=install, config=config)
 
 
-def bench_on_device(
-    artifact: Path, device: SshDevice | AdbDevice, *, threads: int, seconds: float, console: Console
-) -> DeviceResult:
-    """Measures artifacts on a device, and over ssh tests them; against FP32 where the build kept the twins.
+def bench_on_device(artifact: Path, device: Device, *, threads: int, seconds: float, console: Console) -> DeviceResult:
+    """Measures artifacts on a device, and tests them where it has Python; against FP32 where the build kept the twins.
 
     Args:
         artifact: An artifact folder, or a build's folder.
-        device: Where; over adb, TFLite alone.
+        device: Where, and by what; `benchmark_model` measures TFLite alone.
         threads: Of the runtimes there.
         seconds: For each artifact.
         console: Shows progress.
 
     Raises:
         ArtifactError: No artifact there, or a build without golden vectors.
-        DeviceError: See `measure_over_ssh` and `measure_over_adb`.
+        DeviceError: See `measure_bundle`, `measure_python_over_adb` and `measure_over_adb`.
     """
     folders = artifact_folders(artifact)
     twins = {name: folder.resolve().parent / "fp32" / name for name, folder in folders.items()}
-    if isinstance(device, AdbDevice):
+    if isinstance(device, ToolDevice):
         if "tflite" not in folders:
             raise DeviceError(
-                f"{artifact}: over adb TFLite is measured; expected a tflite artifact, found {[*folders]}"
+                f"{artifact}: benchmark_model measures TFLite; expected a tflite artifact, found {[*folders]}"
             )
         twin = twins["tflite"] if (twins["tflite"] / MANIFEST_FILE).is_file() else None
         if twin is None:
@@ -81,4 +90,6 @@ def bench_on_device(
         with console.step(f"Bundling {', '.join(folders)}"):
             write_bundle(gather([artifact], with_fp32=all(twin.is_dir() for twin in twins.values())), bundle)
         with console.step(f"Testing and measuring on {device.name}"):
-            return measure_over_ssh(device, bundle, threads=threads, seconds=seconds)
+            if isinstance(device, PythonDevice):
+                return measure_python_over_adb(device, bundle, threads=threads, seconds=seconds)
+            return measure_bundle(device, bundle, threads=threads, seconds=seconds)

@@ -14,8 +14,9 @@ from PIL import Image
 from tests.browser import Browser, BrowserError, needs_browser, served
 from tests.commands.conftest import Site
 from tests.commands.embed.web.conftest import RUNTIMES, decoded, make_site, pixels_of, ready, selftest
-from vitedge.runtimes.golden import ANY, load_golden
+from vitedge.runtimes.golden import load_golden
 from vitedge.runtimes.image import read_image
+from vitedge.runtimes.instruction_sets import ANY
 from vitedge.runtimes.load import load_encoder
 from vitedge.runtimes.preprocess import resize
 from vitedge.runtimes.selftest import fidelity
