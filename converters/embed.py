@@ -6,7 +6,8 @@ has. Files are copied as they are, so that they can be read, compiled and tested
 depends on the artifact is in one of them, the contract. Two platforms take the model in another form instead.
 
     OUT/model/     the artifact: model and manifest.json, and labels.txt, a line each, if it has labels
-    OUT/golden/    golden vectors, with what this artifact gave on the host; index.txt lists them for simple readers
+    OUT/golden/    golden vectors, with what this artifact gave on the host; index.txt lists them for simple readers;
+                   where the input is int8 or int16, quantized.bin is what it holds of them
 """
 
 import json
@@ -18,18 +19,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import vitedge
 from vitedge.converters.folders import Mark, replacing_folder
 from vitedge.converters.golden import write_with_artifacts
 from vitedge.runtimes.errors import ArtifactError
 from vitedge.runtimes.golden import GOLDEN_FILE, GOLDEN_FOLDER, Golden
 from vitedge.runtimes.instruction_sets import ANY
-from vitedge.runtimes.manifest import Manifest, load_manifest, verify_files
+from vitedge.runtimes.manifest import Manifest, TensorRecord, load_manifest, verify_files
+from vitedge.runtimes.tflite import quantize
 
 MARK = Mark("embed.json", "vitedge-embed/1", "folder that vitedge embed made")
 _FILES = Path(__file__).with_name("embed_files")
 _TEMPLATE = ".in"
 _PLAIN = re.compile(r"[\w.+-]+", re.ASCII)
+_INTEGERS = ("int8", "int16")  # with scale and zero point, which the sources of the other platforms of TFLite apply
+_NO_INTEGERS = {
+    "web": "LiteRT.js has tensors of float32, int32 and uint8 only",
+    "mediapipe": "MediaPipe's image tasks take and give float32 and uint8 only",
+}
 
 
 @dataclass(frozen=True)
@@ -64,12 +73,7 @@ def take(folder: Path, platform: str) -> Subject:
             f"{folder}: {platform} takes artifacts of {' or '.join(known[platform])}, found {manifest.runtime}; pass"
             f" OUT/{known[platform][0]} instead"
         )
-    first = manifest.inputs[0]
-    if first.dtype not in ("float32", "uint8") or first.shape[0] not in (1, "batch"):
-        raise ArtifactError(
-            f"{folder}: expected an input of float32 or uint8 for one image, found {first.dtype} {list(first.shape)};"
-            " build without --integer-io, and with --batch 1 or dynamic"
-        )
+    _check_tensors(folder, manifest, platform)
     verify_files(manifest, folder)
     if manifest.precision == "fp32":
         raise ArtifactError(f"{folder}: expected an INT8 artifact, found an FP32 twin; pass OUT/{manifest.runtime}")
@@ -95,6 +99,7 @@ def write(subject: Subject, platform: str, out: Path) -> tuple[str, ...]:
             subject.golden, {subject.manifest.runtime: subject.folder}, folder / GOLDEN_FOLDER
         )
         (folder / GOLDEN_FOLDER / "index.txt").write_text(_index(golden), encoding="utf-8")
+        _write_quantized(subject.manifest.inputs[0], golden, folder / GOLDEN_FOLDER)
         _make_model(subject, platform, folder)
         filled = values(subject, golden)
         for name, source in _sources(platform, subject.manifest.runtime):
@@ -122,6 +127,12 @@ def values(subject: Subject, golden: Golden) -> Mapping[str, Any]:
     first = manifest.inputs[0]
     bound = golden.tolerances[manifest.runtime][ANY]
     shapes = {record.name: record.shape[1:] for record in manifest.outputs}
+    lists = {
+        "output_names": ", ".join(f'"{name}"' for name in shapes),
+        "output_dtypes": ", ".join(f'"{record.dtype}"' for record in manifest.outputs),
+        "output_scales": ", ".join(_scale(record) for record in manifest.outputs),
+        "output_zero_points": ", ".join(_zero_point(record) for record in manifest.outputs),
+    }
     found = {
         "version": vitedge.__version__,
         "runtime": manifest.runtime,
@@ -140,7 +151,8 @@ def values(subject: Subject, golden: Golden) -> Mapping[str, Any]:
         "input_name": first.name,
         "input_dtype": first.dtype,
         "input_layout": first.layout,
-        "output_names": ", ".join(f'"{name}"' for name in shapes),
+        "input_scale": _scale(first),
+        "input_zero_point": _zero_point(first),
         "tokens": shapes["last_hidden_state"][0],
         "hidden": shapes["last_hidden_state"][1],
         "classes": len(manifest.labels),
@@ -149,11 +161,49 @@ def values(subject: Subject, golden: Golden) -> Mapping[str, Any]:
         "golden_images": len(golden.images),
     }
     for name, value in {**found, **{f"output {name}": name for name in shapes}}.items():
-        if name != "output_names" and not _PLAIN.fullmatch(str(value)):
+        if not _PLAIN.fullmatch(str(value)):
             raise ArtifactError(
                 f"{subject.folder}: {name}: expected letters, digits and . _ + -, found {value!r}; build it again"
             )
-    return found
+    return found | lists
+
+
+def _check_tensors(folder: Path, manifest: Manifest, platform: str) -> None:
+    """Refuses batches, and types that the platform cannot pass."""
+    first = manifest.inputs[0]
+    if first.shape[0] not in (1, "batch"):
+        raise ArtifactError(
+            f"{folder}: expected an input for one image, found {list(first.shape)}; build with --batch 1 or dynamic"
+        )
+    integers = _INTEGERS if manifest.runtime == "tflite" and platform not in _NO_INTEGERS else ()
+    for record in (*manifest.inputs, *manifest.outputs):
+        known = ("float32", "uint8", *integers) if record in manifest.inputs else ("float32", *integers)
+        if record.dtype not in known:
+            why = f": {_NO_INTEGERS[platform]}" if platform in _NO_INTEGERS else ""
+            raise ArtifactError(
+                f"{folder}: {record.name}: expected {' or '.join(known)} for {platform}, found {record.dtype}{why};"
+                " build without --integer-io"
+            )
+
+
+def _scale(record: TensorRecord) -> str:
+    return repr(1.0 if record.scale is None else record.scale)
+
+
+def _zero_point(record: TensorRecord) -> str:
+    return str(record.zero_point or 0)
+
+
+def _write_quantized(record: TensorRecord, golden: Golden, folder: Path) -> None:
+    """What an input of integers holds of the golden images, in its own layout, little-endian."""
+    if record.dtype not in _INTEGERS:
+        return
+    pixel_values = golden.encoder_input()
+    if record.layout == "NHWC":
+        pixel_values = pixel_values.transpose(0, 2, 3, 1)
+    integers = quantize(pixel_values, record)
+    little = np.ascontiguousarray(integers, integers.dtype.newbyteorder("<"))
+    (folder / "quantized.bin").write_bytes(little.tobytes())
 
 
 def _make_model(subject: Subject, platform: str, folder: Path) -> None:

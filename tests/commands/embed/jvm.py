@@ -11,7 +11,7 @@ import struct
 import subprocess
 import zipfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -35,17 +35,17 @@ _VERSION_TAGS = (0x6FFFFFF0, 0x6FFFFFFE, 0x6FFFFFFF)  # VERSYM, VERNEED, VERNEED
 
 @dataclass(frozen=True)
 class Jvm:
-    """Where classes come from, and where native libraries are, if a program needs some."""
+    """Where classes come from, where native libraries are, if a program needs some, and properties for all programs."""
 
     classpath: tuple[Path, ...]
     native: Path | None = None
+    properties: tuple[tuple[str, str], ...] = ()
 
     def run(self, folder: Path, main: str, *words: str, **properties: str) -> subprocess.CompletedProcess[str]:
         """Runs a class in a folder."""
-        settings = [f"-D{name}={value}" for name, value in properties.items()]
+        settings = [f"-D{name}={value}" for name, value in (*self.properties, *properties.items())]
         environment = dict(os.environ)
         if self.native is not None:
-            settings.append(f"-Donnxruntime.native.path={self.native}")
             environment["LD_LIBRARY_PATH"] = str(self.native)
         command = ["java", *settings, "-cp", _joined((*self.classpath, *_JUNIT)), main, *words]
         return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
@@ -62,7 +62,7 @@ class Kotlin:
         """Adds a jar of Kotlin sources, with warnings as errors, and what it needs to run."""
         libraries = _joined((*jvm.classpath, *_JUNIT, *self.library))
         _checked([*self.command, *_QUICK, "-Werror", "-cp", libraries, "-d", str(out), *map(str, sources)])
-        return Jvm((out, *jvm.classpath, *self.library), jvm.native)
+        return replace(jvm, classpath=(out, *jvm.classpath, *self.library))
 
 
 def old_kotlin() -> Kotlin:
@@ -105,7 +105,7 @@ def onnxruntime_android(package: Path, folder: Path) -> Jvm:
     absent = folder / "absent.c"
     absent.write_text("void OrtSessionOptionsAppendExecutionProvider_Nnapi(void) { __builtin_trap(); }\n")
     _checked(["gcc", "-shared", "-fPIC", "-o", str(native / "libdl.so"), str(absent)])
-    return Jvm((classes,), native)
+    return Jvm((classes,), native, (("onnxruntime.native.path", str(native)),))
 
 
 def page_alignments(architecture: str) -> dict[str, set[int]]:

@@ -1,15 +1,17 @@
 """`vitedge embed --platform android`: compiled here, and run on this machine's JVM with ONNX Runtime's Android library.
 
-LiteRT's Java classes are in no registry that tests reach, nor are Android's. Stubs below `android/` stand for them: the
-encoder over LiteRT is compiled and its calls are tested, but its inference is not run here.
+LiteRT's Java classes are in no registry that tests reach, nor are Android's. Stubs below `android/` stand for them.
+Those of LiteRT have LiteRT's Python package run the model: what the encoder passes and what it makes of the outputs is
+tested, LiteRT's own path from Java to the model is not.
 
 The app for ONNX Runtime is compiled by the oldest Kotlin that is supported, the one for LiteRT by a current one.
 """
 
 import re
 import shutil
+import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +29,10 @@ from tests.commands.embed.jvm import (
 )
 from tests.commands.embed.test_cpp import installed
 from tests.npm import needs_npm
+from vitedge.runtimes.golden import load_golden
+from vitedge.runtimes.manifest import TensorRecord, load_manifest
 from vitedge.runtimes.preprocess import resize
+from vitedge.runtimes.tflite import dequantize, quantize
 
 pytestmark = [needs_kotlin, needs_npm]
 OURS = Path(__file__).with_name("android")
@@ -56,6 +61,12 @@ class App:
         result = self.jvm.run(self.folder, "org.junit.runner.JUnitCore", *names, assets="model:golden")
         return result.returncode, result.stdout + result.stderr
 
+    def encode(self, out: Path) -> None:
+        """Writes input and outputs of all golden images into a folder to make, by name."""
+        out.mkdir()
+        result = self.jvm.run(self.folder, "vitedge.DriverKt", "encode", str(out))
+        assert result.returncode == 0, result.stdout + result.stderr
+
 
 @pytest.fixture(scope="module")
 def libraries(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Jvm]:
@@ -64,26 +75,32 @@ def libraries(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Jvm]:
     stubs = javac(OURS / "stubs", folder / "stubs")
     onnx = onnxruntime_android(installed("onnxruntime"), folder / "onnx")
     litert = javac(OURS / "litert", folder / "litert")
-    return {"onnx": Jvm((*onnx.classpath, stubs), onnx.native), "tflite": Jvm((litert, stubs))}
+    python = f"{sys.executable}\n{Path(__file__).with_name('litert_process.py')}"
+    return {
+        "onnx": replace(onnx, classpath=(*onnx.classpath, stubs)),
+        "tflite": Jvm((litert, stubs), properties=(("litert.command", python),)),
+    }
 
 
 def compiled(app: Path, runtime: str, libraries: Mapping[str, Jvm]) -> App:
     """All Kotlin of an app folder, its tests for phones too, and ours."""
-    sources = [*app.rglob("*.kt"), *(OURS / "kotlin" / "common").iterdir(), *(OURS / "kotlin" / runtime).iterdir()]
+    sources = [*app.rglob("*.kt"), *(OURS / "kotlin").iterdir()]
     return App(app, KOTLIN[runtime]().compile(sources, libraries[runtime], app / "classes.jar"))
+
+
+def embedded(site: Site, artifact: Path, folder: Path, libraries: Mapping[str, Jvm]) -> App:
+    """The app for an artifact, whose folder has the name of its runtime."""
+    result = site.vitedge("embed", artifact, "--platform", "android", "--out", folder)
+    assert result.exit_code == 0, result.output
+    return compiled(folder, artifact.name, libraries)
 
 
 @pytest.fixture(scope="module")
 def apps(
     site: Site, built: Path, libraries: Mapping[str, Jvm], tmp_path_factory: pytest.TempPathFactory
 ) -> Mapping[str, App]:
-    found = {}
-    for runtime in KOTLIN:
-        folder = tmp_path_factory.mktemp("android") / runtime
-        result = site.vitedge("embed", built / runtime, "--platform", "android", "--out", folder)
-        assert result.exit_code == 0, result.output
-        found[runtime] = compiled(folder, runtime, libraries)
-    return found
+    folder = tmp_path_factory.mktemp("android")
+    return {runtime: embedded(site, built / runtime, folder / runtime, libraries) for runtime in KOTLIN}
 
 
 @pytest.fixture
@@ -102,18 +119,62 @@ def test_onnx_passes_its_own_tests(apps: Mapping[str, App]) -> None:
 
 
 def test_tflite_passes_its_own_tests(apps: Mapping[str, App]) -> None:
-    code, output = apps["tflite"].junit("PlainTest", "AndroidTest", "FakeTest")
+    code, output = apps["tflite"].junit("PlainTest", "DeviceTest", "AndroidTest", "RefusedTest")
     assert code == 0, output
-    assert "OK (13 tests)" in output
+    assert "OK (14 tests)" in output
     assert "preprocessing: 0 resized values differ; largest error after normalization 0.0e+00" in output
 
 
-def test_onnx_gives_the_outputs_of_python(apps: Mapping[str, App], tmp_path: Path) -> None:
-    app, out = apps["onnx"], tmp_path / "found.bin"
-    result = app.jvm.run(app.folder, "vitedge.DriverKt", "encode", str(out))
-    assert result.returncode == 0, result.stdout + result.stderr
-    expected = np.fromfile(app.folder / "golden" / "onnx" / "last_hidden_state.bin", "<f4")
-    assert np.array_equal(np.fromfile(out, "<f4"), expected)  # the same library gives the same bits
+def check_against_python(app: App, out: Path) -> None:
+    """Input and outputs of the golden images are those of Python, bit by bit."""
+    manifest, golden = load_manifest(app.folder / "model"), load_golden(app.folder / "golden")
+    (given,) = manifest.inputs
+    pixel_values = golden.encoder_input()
+    if given.layout == "NHWC" and given.dtype != "uint8":
+        pixel_values = pixel_values.transpose(0, 2, 3, 1)
+    app.encode(out)
+    assert np.array_equal(np.fromfile(out / "input.bin", given.dtype), quantize(pixel_values, given).ravel())
+    for name, expected in golden.expected(manifest.runtime).items():
+        assert np.array_equal(np.fromfile(out / f"{name}.bin", "<f4"), expected.ravel())
+
+
+@pytest.mark.parametrize("runtime", KOTLIN)
+def test_outputs_are_those_of_python(runtime: str, apps: Mapping[str, App], tmp_path: Path) -> None:
+    check_against_python(apps[runtime], tmp_path / "found")
+
+
+def test_integers_at_the_boundary(site: Site, integers: Path, libraries: Mapping[str, Jvm], tmp_path: Path) -> None:
+    app = embedded(site, integers / "tflite", tmp_path / "app", libraries)
+    code, output = app.junit("PlainTest", "DeviceTest")
+    assert code == 0, output
+    assert "preprocessing: 0 resized values differ; 0 bytes of the quantized input differ" in output
+    check_against_python(app, tmp_path / "found")
+
+    quantized = app.folder / "golden" / "quantized.bin"
+    quantized.write_bytes(bytes([quantized.read_bytes()[0] ^ 1]) + quantized.read_bytes()[1:])
+    code, output = app.junit("PlainTest")
+    assert code == 1
+    assert "0 resized values differ; 1 bytes of the quantized input differ" in output
+
+
+def test_formats_round_and_clip_as_python(apps: Mapping[str, App], tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    halves = np.arange(-200, 200, dtype=np.float32) / 2
+    for index, (dtype, scale, zero_point) in enumerate(
+        [("int8", 1.0, 0), ("int8", 0.01865, -14), ("int8", 3e-9, 127), ("int16", 1.0, 0), ("int16", 9.2e-5, 0)]
+    ):
+        record = TensorRecord("x", dtype, (1,), "D", float(np.float32(scale)), zero_point)
+        step = np.float32(scale)
+        extremes = np.array([1e20, -1e20, 1e7, -1e7, 0.0, -0.0], np.float32) * step
+        values = np.concatenate([halves * step, generator.normal(0, 9000, 5000).astype(np.float32) * step, extremes])
+        source = tmp_path / f"{index}"
+        values.tofile(source)
+        words = ("format", dtype, repr(record.scale), str(zero_point), str(source))
+        result = apps["tflite"].jvm.run(tmp_path, "vitedge.DriverKt", *words)
+        assert result.returncode == 0, result.stdout + result.stderr
+        integers = quantize(values, record)
+        assert np.array_equal(np.fromfile(f"{source}.integers", dtype), integers)
+        assert np.array_equal(np.fromfile(f"{source}.floats", "<f4"), dequantize(integers, record))
 
 
 def test_every_filter_is_the_contracts_own(apps: Mapping[str, App], tmp_path: Path) -> None:
@@ -156,17 +217,12 @@ def test_other_outputs_fail_inference(app: App) -> None:
     assert "golden/fp32/last_hidden_state.bin: expected" in app.junit("InferenceTest")[1]
 
 
-def test_pixels_in(site: Site, libraries: Mapping[str, Jvm], tmp_path: Path) -> None:
-    assert site.build(tmp_path / "out", "--input", "uint8", "--runtime", "onnx").exit_code == 0
-    folder = tmp_path / "app"
-    assert site.vitedge("embed", tmp_path / "out" / "onnx", "--platform", "android", "--out", folder).exit_code == 0
-    app = compiled(folder, "onnx", libraries)
-    code, output = app.junit("PlainTest", "InferenceTest")
+@pytest.mark.parametrize("runtime", KOTLIN)
+def test_pixels_in(runtime: str, site: Site, pixels_in: Path, libraries: Mapping[str, Jvm], tmp_path: Path) -> None:
+    app = embedded(site, pixels_in / runtime, tmp_path / "app", libraries)
+    code, output = app.junit("PlainTest", "DeviceTest")
     assert code == 0, output
-    result = app.jvm.run(folder, "vitedge.DriverKt", "encode", "found.bin")
-    assert result.returncode == 0, result.stdout + result.stderr
-    expected = np.fromfile(folder / "golden" / "onnx" / "last_hidden_state.bin", "<f4")
-    assert np.array_equal(np.fromfile(folder / "found.bin", "<f4"), expected)
+    check_against_python(app, tmp_path / "found")
 
 
 def test_labels_are_an_asset(apps: Mapping[str, App]) -> None:

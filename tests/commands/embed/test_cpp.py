@@ -29,7 +29,8 @@ CROSS = (
     "-DCMAKE_SYSTEM_PROCESSOR=aarch64",
     "-DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++",
 )
-RUNTIMES = ("onnx", "openvino")
+PACKAGES = (("onnx", "onnxruntime"), ("openvino", "openvino"))
+RUNTIMES = tuple(runtime for runtime, _ in PACKAGES)
 EXACT = "preprocessing  pass  0 resized values differ; largest error after normalization 0.0e+00"
 # The same inference in Python, image by image, on the emulated CPU.
 PYTHON = """
@@ -102,7 +103,7 @@ def last_hidden_state(path: Path) -> np.ndarray:
 def programs(site: Site, built: Path, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
     """The native self-test by runtime."""
     found = {}
-    for runtime, package in (("onnx", "onnxruntime"), ("openvino", "openvino")):
+    for runtime, package in PACKAGES:
         app = tmp_path_factory.mktemp("cpp") / runtime
         result = site.vitedge("embed", built / runtime, "--platform", "cpp", "--out", app)
         assert result.exit_code == 0, result.output
@@ -198,14 +199,14 @@ def test_other_outputs_fail_inference(program: Path) -> None:
     assert "last_hidden_state.bin: expected" in result.stderr
 
 
-def test_pixels_in(site: Site, tmp_path: Path) -> None:
-    assert site.build(tmp_path / "out", "--input", "uint8", "--runtime", "onnx").exit_code == 0
+@pytest.mark.parametrize(("runtime", "package"), PACKAGES)
+def test_pixels_in(runtime: str, package: str, site: Site, pixels_in: Path, tmp_path: Path) -> None:
     app = tmp_path / "app"
-    assert site.vitedge("embed", tmp_path / "out" / "onnx", "--platform", "cpp", "--out", app).exit_code == 0
-    program = compiled(app, "onnx", installed("onnxruntime"))
+    assert site.vitedge("embed", pixels_in / runtime, "--platform", "cpp", "--out", app).exit_code == 0
+    program = compiled(app, runtime, installed(package))
     result = run(program, "model", "golden", "--write", "found.bin")
     assert result.returncode == 0, result.stdout + result.stderr
-    expected = last_hidden_state(app / "golden" / "onnx" / "last_hidden_state.bin")
+    expected = last_hidden_state(app / "golden" / runtime / "last_hidden_state.bin")
     assert np.array_equal(last_hidden_state(app / "found.bin"), expected)
 
 

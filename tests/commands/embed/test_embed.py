@@ -6,7 +6,9 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from ai_edge_litert.interpreter import Interpreter
 
 from tests.commands.conftest import Site, contents, names
 from vitedge.converters.embed import platforms
@@ -68,16 +70,62 @@ def test_refusals(site: Site, built: Path, tmp_path: Path) -> None:
     assert "expected" in refused(alone, "cpp")
 
 
-def test_batches_and_integer_inputs_are_refused(site: Site, built: Path, tmp_path: Path) -> None:
+def test_batches_and_unknown_types_are_refused(site: Site, built: Path, tmp_path: Path) -> None:
     folder = tmp_path / "onnx"
     shutil.copytree(built / "onnx", folder)
     manifest = load_manifest(folder)
     first = manifest.inputs[0]
-    for changed in (replace(first, shape=(4, *first.shape[1:])), replace(first, dtype="int8")):
+    for changed, message in (
+        (replace(first, shape=(4, *first.shape[1:])), "expected an input for one image, found [4, 3, 32, 32]"),
+        (replace(first, dtype="int8"), "expected float32 or uint8 for cpp, found int8; build without --integer-io"),
+    ):
         replace(manifest, inputs=(changed,)).save(folder)
         result = site.vitedge("embed", folder, "--platform", "cpp", "--out", tmp_path / "app")
         assert result.exit_code == 2
-        assert "expected an input of float32 or uint8 for one image" in result.stderr
+        assert message in result.stderr
+
+
+@pytest.mark.parametrize("platform", ["android", "ios"])
+def test_contract_says_what_integers_mean(platform: str, site: Site, integers: Path, tmp_path: Path) -> None:
+    out = tmp_path / "app"
+    assert site.vitedge("embed", integers / "tflite", "--platform", platform, "--out", out).exit_code == 0
+    manifest = load_manifest(integers / "tflite")
+    (contract,) = (path.read_text() for path in out.rglob("Contract.*"))
+    (given,) = manifest.inputs
+    assert f"= {given.scale!r}" in contract
+    assert f"= {given.zero_point}\n" in contract
+    assert "(" + ", ".join(f'"{record.dtype}"' for record in manifest.outputs) in contract.replace("[", "(")
+    assert "(" + ", ".join(repr(record.scale) for record in manifest.outputs) in contract.replace("[", "(")
+    assert "(" + ", ".join(str(record.zero_point) for record in manifest.outputs) in contract.replace("[", "(")
+    pixel_values = load_golden(out / "golden").encoder_input().transpose(0, 2, 3, 1)
+    steps = np.rint(pixel_values / np.float32(given.scale)) + np.float32(given.zero_point)
+    quantized = np.fromfile(out / "golden" / "quantized.bin", np.int8).reshape(pixel_values.shape)
+    assert np.array_equal(quantized, steps.clip(-128, 127))
+
+
+def test_outputs_have_the_order_of_the_manifest(integers: Path) -> None:
+    """Swift's interpreter knows them by number."""
+    details = Interpreter(str(integers / "tflite" / "model.tflite")).get_output_details()
+    found = [(np.dtype(detail["dtype"]).name, *detail["quantization"]) for detail in details]
+    outputs = load_manifest(integers / "tflite").outputs
+    assert found == [(record.dtype, record.scale, record.zero_point) for record in outputs]
+
+
+@pytest.mark.parametrize(
+    ("platform", "reason"),
+    [
+        ("web", "pixel_values: expected float32 or uint8 for web, found int8: LiteRT.js has tensors of float32, int32"),
+        ("mediapipe", "expected float32 or uint8 for mediapipe, found int8: MediaPipe's image tasks take and give"),
+    ],
+)
+def test_integers_that_a_platform_cannot_pass_are_refused(
+    platform: str, reason: str, site: Site, integers: Path, tmp_path: Path
+) -> None:
+    result = site.vitedge("embed", integers / "tflite", "--platform", platform, "--out", tmp_path / "app")
+    assert result.exit_code == 2
+    assert reason in " ".join(result.stderr.split())
+    assert "build without --integer-io" in " ".join(result.stderr.split())
+    assert not (tmp_path / "app").exists()
 
 
 def test_twins_and_names_that_are_code_are_refused(site: Site, built: Path, tmp_path: Path) -> None:

@@ -79,11 +79,13 @@ def embedded(site: Site, artifact: Path, platform: str, out: Path) -> Path:
     return out
 
 
+@pytest.mark.parametrize("build", ["built", "pixels_in"])
 def test_image_classifier_gives_the_probabilities_of_each_label(
-    site: Site, built: Path, tmp_path: Path, mediapipe_python: Path
+    build: str, site: Site, request: pytest.FixtureRequest, tmp_path: Path, mediapipe_python: Path
 ) -> None:
-    app = embedded(site, built / "tflite", "mediapipe", tmp_path / "app")
-    golden, encoder = load_golden(app / "golden"), load_encoder(built / "tflite")
+    artifact = request.getfixturevalue(build) / "tflite"
+    app = embedded(site, artifact, "mediapipe", tmp_path / "app")
+    golden, encoder = load_golden(app / "golden"), load_encoder(artifact)
     logits = encoder(golden.encoder_input())["logits"].astype(np.float64)
     expected = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     found = mediapipe_says(mediapipe_python, "classifier", app)
@@ -118,12 +120,14 @@ def test_image_embedder_gives_the_features(
     assert ((found * expected).sum(1) / norms).min() > 0.999
 
 
-def test_ort_format_computes_the_same(site: Site, built: Path, tmp_path: Path) -> None:
-    app = embedded(site, built / "onnx", "ort", tmp_path / "app")
+@pytest.mark.parametrize("build", ["built", "pixels_in"])
+def test_ort_format_computes_the_same(build: str, site: Site, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    artifact = request.getfixturevalue(build) / "onnx"
+    app = embedded(site, artifact, "ort", tmp_path / "app")
     golden = load_golden(app / "golden")
     session = onnxruntime.InferenceSession(str(app / "model.ort"), providers=["CPUExecutionProvider"])
     found = session.run(["last_hidden_state"], {"pixel_values": golden.encoder_input()})[0]
-    expected = load_encoder(built / "onnx")(golden.encoder_input())["last_hidden_state"]
+    expected = load_encoder(artifact)(golden.encoder_input())["last_hidden_state"]
     np.testing.assert_allclose(found, expected, atol=1e-4)
     operators = (app / "required_operators_and_types.config").read_text()
     assert "com.microsoft;1;" in operators

@@ -38,14 +38,14 @@ writeFileSync(process.argv[2], JSON.stringify(found));
 
 
 @pytest.fixture(scope="module")
-def pixels_in(site: Site, apps: Mapping[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
-    """Folders of artifacts that take pixels as they are, by runtime, and `out`, the build."""
-    out = tmp_path_factory.mktemp("uint8") / "out"
-    assert site.build(out, "--input", "uint8", "--runtime", "onnx,tflite").exit_code == 0
-    found = {"out": out}
+def pixel_apps(
+    site: Site, pixels_in: Path, apps: Mapping[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Mapping[str, Path]:
+    """Folders of artifacts that take pixels as they are, by runtime."""
+    found = {}
     for runtime in RUNTIMES:
         app = found[runtime] = tmp_path_factory.mktemp("uint8") / "app"
-        assert site.vitedge("embed", out / runtime, "--platform", "web", "--out", app).exit_code == 0
+        assert site.vitedge("embed", pixels_in / runtime, "--platform", "web", "--out", app).exit_code == 0
         shutil.copytree(apps[runtime] / "node_modules", app / "node_modules", symlinks=True)
         make_site(app)
     return found
@@ -89,15 +89,15 @@ def test_features_are_those_of_python(
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
-def test_pixels_in(runtime: str, pixels_in: Mapping[str, Path], browser: Browser, site: Site) -> None:
-    with served(pixels_in[runtime] / "site") as url:
+def test_pixels_in(runtime: str, pixels_in: Path, pixel_apps: Mapping[str, Path], browser: Browser, site: Site) -> None:
+    with served(pixel_apps[runtime] / "site") as url:
         browser.open(url)
         ready(browser)
         steps = selftest(browser)
         assert all(passed for passed, _ in steps.values())
         assert steps["Preprocessing"][1].startswith("0 resized values differ")
         images = sorted(site.evaluation.rglob("*.png"))[:3]
-        check_against_python(browser, pixels_in[runtime], pixels_in["out"] / runtime, images)
+        check_against_python(browser, pixel_apps[runtime], pixels_in / runtime, images)
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)

@@ -16,17 +16,9 @@ enum Model {
     }
 
     static func check(_ input: Data) throws {
-        let expected = 3 * Contract.height * Contract.width * (Contract.inputType == "uint8" ? 1 : 4)
+        let expected = 3 * Contract.height * Contract.width * TensorFormat.input.size
         guard input.count == expected else {
             throw EncoderError.input("expected \(expected) bytes, found \(input.count)")
         }
-    }
-}
-
-extension Data {
-    var floats: [Float] {
-        var values = [Float](repeating: 0, count: count / 4)
-        _ = values.withUnsafeMutableBytes { copyBytes(to: $0) }
-        return values
     }
 }

@@ -29,7 +29,7 @@ public enum EncoderError: Error {
 public enum Preprocess {
     private static let precisionBits = 32 - 8 - 2  // of Pillow's fixed point coefficients
 
-    /// One image to the encoder's input, raw, in the order of `Contract.inputLayout`: float32, or uint8 as resized.
+    /// One image to the encoder's input, raw, in the order of `Contract.inputLayout`: normalized, or uint8 as resized.
     public static func input(_ image: RGBImage) throws -> Data {
         let pixels = try resize(image, height: Contract.height, width: Contract.width, resample: Contract.resample)
         if Contract.inputType == "uint8" { return Data(pixels) }
@@ -44,7 +44,7 @@ public enum Preprocess {
                 values[planar ? channel * area + pixel : pixel * 3 + channel] = table[Int(pixels[pixel * 3 + channel])]
             }
         }
-        return values.withUnsafeBytes { Data($0) }
+        return TensorFormat.input.data(values)
     }
 
     /// Resizes as Pillow's Image.resize((width, height), resample) does, to the bit: RGB, row by row.

@@ -28,13 +28,13 @@ final class GoldenTests: XCTestCase {
     func testPreprocessing() throws {
         let golden = try folder("golden"), area = 3 * Contract.height * Contract.width
         let resized = [UInt8](try Data(contentsOf: golden.appendingPathComponent("resized.bin")))
-        let planes = try Data(contentsOf: golden.appendingPathComponent("pixel_values.bin")).floats
+        let planes = try Data(contentsOf: golden.appendingPathComponent("pixel_values.bin")).values(Float(0))
         for (index, image) in try images().enumerated() {
             let found = try Preprocess.resize(
                 image, height: Contract.height, width: Contract.width, resample: Contract.resample)
             XCTAssertEqual(found, Array(resized[(index * area)..<((index + 1) * area)]))
             guard Contract.inputType == "float32" else { continue }
-            let values = try Preprocess.input(image).floats
+            let values = try Preprocess.input(image).values(Float(0))
             for pixel in 0..<(area / 3) {
                 for channel in 0..<3 {
                     let planar = channel * area / 3 + pixel, packed = pixel * 3 + channel
@@ -45,9 +45,16 @@ final class GoldenTests: XCTestCase {
         }
     }
 
+    /// An input of integers holds those that Python made of the same images.
+    func testQuantization() throws {
+        guard ["int8", "int16"].contains(Contract.inputType) else { return }
+        let expected = try Data(contentsOf: folder("golden").appendingPathComponent("quantized.bin"))
+        XCTAssertEqual(try images().reduce(into: Data()) { $0.append(try Preprocess.input($1)) }, expected)
+    }
+
     func testInference() throws {
         let golden = try folder("golden")
-        let expected = try Data(contentsOf: golden.appendingPathComponent("fp32/last_hidden_state.bin")).floats
+        let expected = try Data(contentsOf: golden.appendingPathComponent("fp32/last_hidden_state.bin")).values(Float(0))
         let encoder = try ViTEncoder(folder: folder("model"))
         var signal = 0.0, noise = 0.0
         let size = Contract.tokens * Contract.hidden

@@ -28,6 +28,6 @@ public final class ViTEncoder {
             elementType: Contract.inputType == "uint8" ? .uInt8 : .float, shape: shape)
         let outputs = try session.run(
             withInputs: [Contract.inputName: value], outputNames: Set(Contract.outputNames), runOptions: nil)
-        return try outputs.mapValues { try ($0.tensorData() as Data).floats }
+        return try outputs.mapValues { try ($0.tensorData() as Data).values(Float(0)) }
     }
 }

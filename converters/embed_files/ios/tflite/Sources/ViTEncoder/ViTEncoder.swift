@@ -25,7 +25,7 @@ public final class ViTEncoder {
         try interpreter.invoke()
         var outputs = [String: [Float]]()
         for (index, name) in Contract.outputNames.enumerated() {
-            outputs[name] = try interpreter.output(at: index).data.floats
+            outputs[name] = TensorFormat.output(index).values(try interpreter.output(at: index).data)
         }
         return outputs
     }

@@ -25,29 +25,48 @@ class Golden(private val open: (String) -> InputStream) {
         Image(bytes(pixels, 3 * height.toInt() * width.toInt()), height.toInt(), width.toInt())
     }
 
-    /** Resized pixels are equal, and normalized ones to 1e-6. */
+    /** Resized pixels are equal, and so is what an input of integers holds; normalized floats are to 1e-6. */
     fun preprocessing(): Judgement {
-        val area = Contract.HEIGHT * Contract.WIDTH
-        val resized = bytes("resized.bin", images.size * area * 3)
-        val planes = floats("pixel_values.bin", images.size * area * 3)
-        val planar = Contract.INPUT_LAYOUT == "NCHW"
-        var different = 0
-        var worst = 0.0
-        images.forEachIndexed { index, image ->
-            val pixels = resize(image, Contract.HEIGHT, Contract.WIDTH, Contract.RESAMPLE)
-            val input = preprocess(image).asFloatBuffer()
-            for (pixel in 0 until area) for (channel in 0 until 3) {
-                val packed = pixel * 3 + channel
-                val plane = channel * area + pixel
-                if (pixels[packed] != resized[index * area * 3 + packed]) different += 1
-                if (!PIXELS_IN) {
-                    val found = input[if (planar) plane else packed]
-                    worst = max(worst, abs(found.toDouble() - planes[index * area * 3 + plane]))
-                }
+        val size = 3 * Contract.HEIGHT * Contract.WIDTH
+        val resized = different(ByteBuffer.wrap(bytes("resized.bin", images.size * size))) { image ->
+            ByteBuffer.wrap(resize(image, Contract.HEIGHT, Contract.WIDTH, Contract.RESAMPLE))
+        }
+        val found = "$resized resized values differ"
+        return when (Contract.INPUT_DTYPE) {
+            "uint8" -> Judgement(resized == 0, found)
+            "float32" -> {
+                val worst = normalizationError()
+                val more = "largest error after normalization %.1e".format(worst)
+                Judgement(resized == 0 && worst <= 1e-6, "$found; $more")
+            }
+            else -> {
+                val expected = bytes("quantized.bin", images.size * size * INPUT.bytes)
+                val quantized = different(ByteBuffer.wrap(expected)) { preprocess(it) }
+                Judgement(resized == 0 && quantized == 0, "$found; $quantized bytes of the quantized input differ")
             }
         }
-        val found = "$different resized values differ; largest error after normalization %.1e".format(worst)
-        return Judgement(different == 0 && worst <= 1e-6, found)
+    }
+
+    /** How many bytes differ from what is expected of all images, one after the other. */
+    private fun different(expected: ByteBuffer, found: (Image) -> ByteBuffer): Int = images.map { image ->
+        val bytes = found(image)
+        (0 until bytes.capacity()).count { bytes.get(it) != expected.get() }
+    }.sum()
+
+    private fun normalizationError(): Double {
+        val area = Contract.HEIGHT * Contract.WIDTH
+        val planes = floats("pixel_values.bin", images.size * area * 3)
+        val planar = Contract.INPUT_LAYOUT == "NCHW"
+        var worst = 0.0
+        images.forEachIndexed { index, image ->
+            val input = preprocess(image).asFloatBuffer()
+            for (pixel in 0 until area) for (channel in 0 until 3) {
+                val plane = channel * area + pixel
+                val found = input[if (planar) plane else pixel * 3 + channel]
+                worst = max(worst, abs(found.toDouble() - planes[index * area * 3 + plane]))
+            }
+        }
+        return worst
     }
 
     /** The class token of every image, and all values together, are as near to FP32 as they may be. */

@@ -14,7 +14,7 @@ val INPUT_SHAPE: LongArray =
 /** Whether the encoder takes pixels as they are, and normalizes them by itself. */
 val PIXELS_IN: Boolean = Contract.INPUT_DTYPE == "uint8"
 
-private val INPUT_BYTES = 3 * Contract.HEIGHT * Contract.WIDTH * if (PIXELS_IN) 1 else 4
+private val INPUT_BYTES = 3 * Contract.HEIGHT * Contract.WIDTH * INPUT.bytes
 
 /**
  * Float values in row-major order: last_hidden_state [1, tokens, hidden], class token first, and, where the artifact
@@ -22,11 +22,12 @@ private val INPUT_BYTES = 3 * Contract.HEIGHT * Contract.WIDTH * if (PIXELS_IN) 
  */
 class Tensor(val shape: LongArray, val values: FloatArray)
 
-/** One image of any size to the encoder's input: resized and, for a float input, normalized. */
+/** One image of any size to the encoder's input: resized and, unless that takes pixels, normalized. */
 fun preprocess(image: Image): ByteBuffer {
     val pixels = resize(image, Contract.HEIGHT, Contract.WIDTH, Contract.RESAMPLE)
     val input = ByteBuffer.allocateDirect(INPUT_BYTES).order(ByteOrder.nativeOrder())
-    if (PIXELS_IN) input.duplicate().put(pixels) else input.asFloatBuffer().put(normalized(pixels))
+    val start = input.duplicate().order(ByteOrder.nativeOrder())
+    if (PIXELS_IN) start.put(pixels) else INPUT.write(normalized(pixels), start)
     return input
 }
 

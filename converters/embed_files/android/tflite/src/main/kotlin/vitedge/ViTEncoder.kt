@@ -1,7 +1,7 @@
 package vitedge
 
 import java.nio.ByteBuffer
-import java.nio.FloatBuffer
+import java.nio.ByteOrder
 import org.tensorflow.lite.Interpreter
 
 private const val SIGNATURE = "serving_default"
@@ -34,11 +34,13 @@ class ViTEncoder(model: ByteBuffer, threads: Int = 0) : AutoCloseable {
     fun run(input: ByteBuffer): Map<String, Tensor> {
         checkInput(input)
         val tensors = Contract.OUTPUT_NAMES.associate { it to interpreter.getOutputTensorFromSignature(it, SIGNATURE) }
-        val outputs = tensors.mapValues { (_, tensor) -> FloatBuffer.allocate(tensor.numElements()) }
+        val outputs = tensors.mapValues { (_, tensor) ->
+            ByteBuffer.allocateDirect(tensor.numBytes()).order(ByteOrder.nativeOrder())
+        }
         interpreter.runSignature(mapOf(Contract.INPUT_NAME to input), outputs, SIGNATURE)
         return tensors.mapValues { (name, tensor) ->
             val shape = tensor.shape()
-            Tensor(LongArray(shape.size) { shape[it].toLong() }, outputs.getValue(name).array())
+            Tensor(LongArray(shape.size) { shape[it].toLong() }, OUTPUTS.getValue(name).read(outputs.getValue(name)))
         }
     }
 

@@ -1,7 +1,19 @@
 package org.tensorflow.lite;
 
-public interface Tensor {
-    int[] shape();
+public final class Tensor {
+    private final int[] shape;
+    private final int bytes;
 
-    int numElements();
+    Tensor(int[] shape, int bytes) {
+        this.shape = shape;
+        this.bytes = bytes;
+    }
+
+    public int[] shape() {
+        return shape;
+    }
+
+    public int numBytes() {
+        return bytes;
+    }
 }
