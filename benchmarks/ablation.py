@@ -2,8 +2,8 @@
 
     python -m vitedge.benchmarks.ablation CHECKPOINT --calibration DIR --eval DIR [--only calibration]
 
-Rows: the formats of weights alone (inputs in float), the strengths of smoothing, the methods for fixed ranges, the
-division behind GELU, attention scores in integers (target vnni), and three disjoint subsets of the calibration images.
+Rows: the formats of weights alone (inputs in float), the centering of input channels, the strengths of smoothing, the
+methods for fixed ranges, the division behind GELU, attention scores in integers (target vnni), and three disjoint subsets of the calibration images.
 Prints a table and ends in one JSON document. Numbers are of `last_hidden_state` and the class token, against the float
 encoder.
 """
@@ -98,6 +98,12 @@ def weights_alone(bench: Bench) -> Iterator[Row]:
         yield bench.judged("weights alone", weight_format, "any", smoothed, _weights_only(plan.linears("onnx")))
 
 
+def centering(bench: Bench) -> Iterator[Row]:
+    for variant, centered in (("as they are", False), ("centered", True)):
+        planned = bench.plan(bench.calibration, TARGETS[bench.target], strengths=(STRENGTH,), centered=centered)
+        yield from bench.rows("input channels", variant, planned)
+
+
 def smoothing(bench: Bench) -> Iterator[Row]:
     for strength in STRENGTHS:
         planned = bench.plan(bench.calibration, TARGETS[bench.target], strengths=(strength,))
@@ -139,6 +145,7 @@ def calibration(bench: Bench) -> Iterator[Row]:
 DECISIONS: Mapping[str, Callable[[Bench], Iterator[Row]]] = MappingProxyType(
     {
         "weights": weights_alone,
+        "centering": centering,
         "smoothing": smoothing,
         "ranges": fixed_ranges,
         "gelu": behind_gelu,
