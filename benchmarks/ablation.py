@@ -3,7 +3,8 @@
     python -m vitedge.benchmarks.ablation CHECKPOINT --calibration DIR --eval DIR [--only calibration]
 
 Rows: the formats of weights alone (inputs in float), the centering of input channels, the strengths of smoothing, the
-methods for fixed ranges, the division behind GELU, attention scores in integers (target vnni), and three disjoint subsets of the calibration images.
+methods for fixed ranges, the division behind GELU, attention scores in integers (target vnni), and three disjoint
+subsets of the calibration images.
 Prints a table and ends in one JSON document. Numbers are of `last_hidden_state` and the class token, against the float
 encoder.
 """
