@@ -1,14 +1,12 @@
 """Checkpoints in: a folder or hub id of a transformers `ViTModel` or `ViTForImageClassification` becomes an `Encoder`.
 
-Only safetensors files are read; pickles can run code and are refused. Both generations of key names are accepted:
-`encoder.layer.0.attention.attention.query` (before transformers 5) and `layers.0.attention.q_proj`. Every weight that
-the config implies must be there in its shape. The pooler is optional: without its weights there is no `pooler_output`.
+Every weight that the config implies must be there in its shape (`checkpoint_files.py` reads the files). The pooler is
+optional: without its weights there is no `pooler_output`.
 
 Transformers' own model, on the same weights, stays the reference that artifacts are judged against.
 """
 
 import hashlib
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -18,18 +16,15 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from transformers import ViTConfig, ViTForImageClassification, ViTModel
 
+from vitedge.converters.checkpoint_files import check_weights, download, read_config, read_json, read_weights, renamed
 from vitedge.quantization.encoder import Encoder, EncoderShape, FloatArray
 from vitedge.quantization.pixel_input import fold_normalization
 from vitedge.runtimes.errors import CheckpointError
 from vitedge.runtimes.preprocess import PixelValues, Preprocessing
 
-_ARCHITECTURES = ("ViTModel", "ViTForImageClassification")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_HUB_FILES = ("config.json", "preprocessor_config.json", "*.safetensors", "*.safetensors.index.json")
 _ACTIVATIONS = {
     "gelu": "gelu",
     "gelu_new": "gelu_tanh",
@@ -41,14 +36,6 @@ _ACTIVATIONS = {
     "swish": "silu",
     "tanh": "tanh",
 }
-# Old key names to new ones, applied in order to names without the "vit." prefix.
-_RENAMES = (
-    (r"^encoder\.layer\.(\d+)\.", r"layers.\1."),
-    (r"\.attention\.attention\.(query|key|value)\.", lambda m: f".attention.{m[1][0]}_proj."),
-    (r"\.attention\.output\.dense\.", ".attention.o_proj."),
-    (r"^(layers\.\d+)\.intermediate\.dense\.", r"\1.mlp.fc1."),
-    (r"^(layers\.\d+)\.output\.dense\.", r"\1.mlp.fc2."),
-)
 # Hidden size, layers, heads, intermediate size (Dosovitskiy et al. 2020, table 1; Touvron et al. 2021 for the small).
 _PRESETS = {
     "tiny": (192, 12, 3, 768),
@@ -154,15 +141,15 @@ def load_checkpoint(source: str, *, revision: str | None = None, image_size: int
                 f"{source}: no such folder. Pass a folder with config.json and model.safetensors, or a hub id like"
                 " google/vit-base-patch16-224-in21k"
             )
-        folder = _download(source, revision)
-    config = _read_config(folder)
-    weights, sha = _read_weights(folder)
+        folder = download(source, revision)
+    config = read_config(folder)
+    weights, sha = read_weights(folder)
     sha.update((folder / "config.json").read_bytes())
-    weights = _renamed(weights)
+    weights = renamed(weights)
     classes = _is_classifier(config, weights, folder)
     pooler = not classes and "pooler.dense.weight" in weights
-    _check_weights(folder, weights, _model_class(config, classes, pooler, device="meta"))
-    contract = _read_json(folder / "preprocessor_config.json", required=False)
+    check_weights(folder, weights, _model_class(config, classes, pooler, device="meta"))
+    contract = read_json(folder / "preprocessor_config.json", required=False)
     preprocessing = Preprocessing.from_config(contract)
     labels = tuple(str(config.id2label[index]) for index in range(config.num_labels)) if classes else ()
     origin = Origin(source, sha.hexdigest(), revision, image_size)
@@ -218,92 +205,6 @@ def _checkpoint(
     return Checkpoint(origin, config, weights, encoder, preprocessing, labels)
 
 
-def _download(hub_id: str, revision: str | None) -> Path:
-    from huggingface_hub import snapshot_download  # noqa: PLC0415 - slow, and needed only for hub ids
-
-    try:
-        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=list(_HUB_FILES)))
-    except (OSError, ValueError) as error:  # the hub's errors and those of its HTTP client derive from these
-        raise _unreachable(hub_id, error) from error
-    except Exception as error:
-        if type(error).__module__.partition(".")[0] in ("httpx", "httpcore", "requests", "huggingface_hub"):
-            raise _unreachable(hub_id, error) from error
-        raise
-
-
-def _unreachable(hub_id: str, error: Exception) -> CheckpointError:
-    return CheckpointError(
-        f"{hub_id}: not a folder here, and the hub could not deliver it ({type(error).__name__}). Without a network,"
-        " download config.json, preprocessor_config.json and model.safetensors elsewhere and pass their folder"
-    )
-
-
-def _read_json(path: Path, *, required: bool = True) -> dict[str, Any]:
-    if not path.exists() and not required:
-        return {}
-    try:
-        document = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: expected a JSON file ({error})") from error
-    if not isinstance(document, dict):
-        raise CheckpointError(f"{path}: expected a JSON object, found {type(document).__name__}")
-    return document
-
-
-def _read_config(folder: Path) -> ViTConfig:
-    document = _read_json(folder / "config.json")
-    architectures = document.get("architectures") or list(_ARCHITECTURES[:1])
-    if document.get("model_type") != "vit" or not set(architectures) & set(_ARCHITECTURES):
-        raise CheckpointError(
-            f"{folder / 'config.json'}: expected model_type vit and one of {', '.join(_ARCHITECTURES)}, found"
-            f" model_type {document.get('model_type')} and {architectures}"
-        )
-    try:
-        config = ViTConfig.from_dict(document)
-        config.hidden_act, config.pooler_act  # noqa: B018 - both must exist
-    except Exception as error:
-        raise CheckpointError(f"{folder / 'config.json'}: not a valid ViT configuration ({error})") from error
-    return config
-
-
-def _read_weights(folder: Path) -> tuple[dict[str, torch.Tensor], "hashlib._Hash"]:
-    """All tensors as float32 by their name in the files, and the running hash of those files."""
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        weight_map = _read_json(index).get("weight_map")
-        names = sorted(set(weight_map.values())) if isinstance(weight_map, dict) else []
-        if not names or any(not isinstance(name, str) or Path(name).name != name for name in names):
-            raise CheckpointError(f"{index}: expected a weight_map to files beside it")
-    else:
-        names = ["model.safetensors"]
-    if not all((folder / name).is_file() for name in names):
-        pickles = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for p in folder.glob(pattern))
-        found = f"found only {', '.join(pickles)}: pickles can run code and are never loaded; " if pickles else ""
-        raise CheckpointError(f"{folder}: expected weights in {', '.join(names)}; {found}save them as safetensors")
-    tensors: dict[str, torch.Tensor] = {}
-    sha = hashlib.sha256()
-    for name in names:
-        try:
-            tensors |= load_file(folder / name)
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{folder / name}: not a readable safetensors file ({error})") from error
-        with (folder / name).open("rb") as file:
-            while block := file.read(1 << 22):
-                sha.update(block)
-    return {name: tensor.float() for name, tensor in tensors.items()}, sha
-
-
-def _renamed(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    renamed = {}
-    for name, tensor in weights.items():
-        new_name = name.removeprefix("vit.")
-        for pattern, replacement in _RENAMES:
-            new_name = re.sub(pattern, replacement, new_name)
-        renamed[new_name] = tensor
-    renamed.pop("embeddings.mask_token", None)  # used only in masked pretraining
-    return renamed
-
-
 def _is_classifier(config: ViTConfig, weights: Mapping[str, torch.Tensor], folder: Path) -> bool:
     named = "ViTForImageClassification" in (config.architectures or ())
     if named and "classifier.weight" not in weights:
@@ -315,29 +216,6 @@ def _model_class(config: ViTConfig, classes: bool, pooler: bool, device: str = "
     """Transformers' model without memory for its weights."""
     with torch.device(device):
         return ViTForImageClassification(config) if classes else ViTModel(config, add_pooling_layer=pooler)
-
-
-def _check_weights(folder: Path, weights: Mapping[str, torch.Tensor], model: Any) -> None:
-    expected = {name.removeprefix("vit."): tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    missing = sorted(expected.keys() - weights.keys())
-    unexpected = sorted(weights.keys() - expected.keys())
-    misshapen = [n for n in expected if n in weights and tuple(weights[n].shape) != expected[n]]
-    if missing:
-        raise CheckpointError(f"{folder}: {len(missing)} weights that config.json implies are missing: {missing[:3]}")
-    if misshapen:
-        name = misshapen[0]
-        raise CheckpointError(
-            f"{folder}: weight {name}: expected shape {list(expected[name])} from config.json, found"
-            f" {list(weights[name].shape)} ({len(misshapen)} misshapen in all)"
-        )
-    if unexpected:
-        raise CheckpointError(
-            f"{folder}: {len(unexpected)} weights have no place in a {type(model).__name__} of this config:"
-            f" {unexpected[:3]}; is it another architecture?"
-        )
-    broken = [name for name, tensor in weights.items() if not torch.isfinite(tensor).all()]
-    if broken:
-        raise CheckpointError(f"{folder}: weights hold NaN or infinity: {broken[:3]}")
 
 
 def _pair(size: Any) -> tuple[int, int]:
