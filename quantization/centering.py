@@ -26,7 +26,8 @@ from vitedge.runtimes.errors import PlanError
 
 def channel_centers(statistics: Mapping[str, InputStatistics], names: Iterable[str]) -> Mapping[str, FloatArray]:
     """The middle of the range of every input channel, float32 [in], of some `smoothable` linears, by name."""
-    return {name: (statistics[name].minimum + statistics[name].maximum) / 2 for name in names}
+    seen = {name: statistics[name] for name in names}
+    return {name: np.asarray((own.minimum + own.maximum) / 2, np.float32) for name, own in seen.items()}
 
 
 def center(encoder: Encoder, centers: Mapping[str, FloatArray]) -> Encoder:
