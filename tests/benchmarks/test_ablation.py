@@ -17,7 +17,8 @@ def test_every_variant_is_a_row(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert main([str(checkpoint), "--calibration", str(calibration), "--eval", str(evaluation)]) == 0
     rows = json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]
     runtimes = len(TARGETS["avx2"])
-    assert len(rows) == len(WEIGHT_FORMATS) + runtimes * (2 + len(STRENGTHS) + SUBSETS) + 2 + len(EXPLICIT_STRENGTHS) + 3
+    of_each_runtime = 2 + len(STRENGTHS) + SUBSETS
+    assert len(rows) == len(WEIGHT_FORMATS) + runtimes * of_each_runtime + 2 + len(EXPLICIT_STRENGTHS) + 3
     by_format = {row["variant"]: row["sqnr_db"] for row in rows if row["what"] == "weights alone"}
     assert by_format["int8"] > by_format["int7"] + 3
     assert all(10 < row["sqnr_db"] < 60 and row["cosine_worst"] <= row["cosine_mean"] <= 1 for row in rows)
