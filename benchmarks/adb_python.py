@@ -2,8 +2,9 @@
 
 Termux is an app, and its files are the app's own: only `run-as` lets the user of `adb shell` in, and that only into
 debug builds, such as Termux's from GitHub; those of F-Droid and of the Play Store are none. What Termux's login shell
-would set is set here. No wheels exist for Android, so that nothing is installed: Termux has packages of its own.
-Sources: TERMUX_IS_DEBUGGABLE_BUILD of `termux-info`, and packages/onnxruntime in termux/termux-packages.
+sets is set here; it unsets LD_LIBRARY_PATH, which would give Termux's libraries to Android's own programs. No wheels
+exist for Android, so that nothing is installed: Termux has packages of its own. Sources: TermuxShellEnvironment.java
+of termux/termux-app, TERMUX_IS_DEBUGGABLE_BUILD of `termux-info`, and packages/onnxruntime in termux/termux-packages.
 """
 
 import re
@@ -32,8 +33,8 @@ TERMUX_PYTHON = "/data/data/com.termux/files/usr/bin/python3"
 _APP = re.compile(r"/data/(?:data|user/0)/([A-Za-z][\w.]*)/")
 _SHELL_PLACE = "/data/local/tmp"
 _APP_ENVIRONMENT = (
-    "export HOME={files}/home PREFIX={files}/usr TMPDIR={files}/usr/tmp LD_LIBRARY_PATH={files}/usr/lib"
-    " PATH={files}/usr/bin:$PATH"
+    "export HOME={files}/home PREFIX={files}/usr TMPDIR={files}/usr/tmp PATH={files}/usr/bin:$PATH;"
+    " unset LD_LIBRARY_PATH"
 )
 _BY_SSH = (
     "pkg install openssh, sshd; here adb forward tcp:8022 tcp:8022, and --device ssh://127.0.0.1:8022 --no-install"

@@ -1,4 +1,4 @@
-/* Answers `cpuid` as a CPU with AVX2 and nothing newer would (Intel's Haswell); `avx2_only.py` compiles and loads it.
+/* Answers `cpuid` without the vector and matrix extensions newer than AVX2; `avx2_only.py` compiles and loads it.
 
    The dynamic linker loads this as an auditor (rtld-audit(7)), before the program, and shows it each library once that
    is mapped and before any of its code runs. Where a library has a `cpuid`, by the list of `avx2_only.py`, the two

@@ -3,10 +3,11 @@
     python -m vitedge.benchmarks.avx2_only vitedge bench out --threads 1
 
 ONNX Runtime, LiteRT, OpenVINO, PyTorch and numpy choose their kernels by the `cpuid` instruction, which most of them
-give no switch for. Here the dynamic linker replaces it, in memory and in their libraries alone, by a trap whose handler
-leaves out what is newer than AVX2 (`avx2_only.c`). No file is changed, and processes that the command starts are held
-as well. The kernels then are those of older CPUs, but clock, caches and ports are those of this one: ratios of two
-models carry over to other CPUs far better than milliseconds do.
+give no switch for. Here the dynamic linker replaces it, in memory and in their libraries alone, by a trap whose
+handler leaves out vector and matrix extensions newer than AVX2 (`avx2_only.c`); vendor and model stay this CPU's. No
+file is changed, and processes that the command starts are held as well. The kernels then are those of older CPUs, but
+clock, caches and ports are those of this one: ratios of two models carry over to other CPUs far better than
+milliseconds do.
 
 glibc chooses its own, memcpy for one, by its tunables, which are set too. Needs Linux on x86-64, glibc, gcc and
 objdump. At the end it prints which libraries asked, and how often; the exit code is the command's.
@@ -110,14 +111,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
             code = subprocess.run(command, env={**hold.environment, "PATH": path}, check=False).returncode
             asked = ", ".join(f"{library} {count}" for library, count in sorted(hold.answers().items()))
-    except FileNotFoundError:
-        sys.stderr.write(f"{command[0]}: not found\n")
+    except OSError as error:
+        sys.stderr.write(f"{command[0]}: cannot be run: {error.strerror}\n")
         return 2
     except BenchmarkError as error:
         sys.stderr.write(f"{error}\n")
         return 2
     sys.stderr.write(f"held to AVX2; answers to cpuid: {asked or 'none: no library that was loaded asked'}\n")
-    return code
+    return code if code >= 0 else 128 - code  # ended by a signal: as shells say it
 
 
 if __name__ == "__main__":

@@ -182,7 +182,7 @@ def _parse(path: Path, document: Any) -> Result:
     if form == "vitedge-device/1":
         selftest, bench = document["selftest"], document["bench"]
         digest = (selftest or bench)["source_digest"]
-        _numbers_of_selftest(selftest, artifacts)  # over adb there is none
+        _numbers_of_selftest(selftest, artifacts)  # of `benchmark_model` there is none
         machine = _machine(selftest["machine"]) if selftest else None
         runs = bench["runs"] if bench else []
     elif form == "vitedge-benches/2":

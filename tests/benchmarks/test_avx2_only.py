@@ -213,7 +213,7 @@ def test_command_passes_its_exit_code_on_and_tells_who_asked(capfd: pytest.Captu
 
 def test_command_that_does_not_exist(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["no-such-command"]) == 2
-    assert capsys.readouterr().err == "no-such-command: not found\n"
+    assert capsys.readouterr().err == "no-such-command: cannot be run: No such file or directory\n"
 
 
 def test_missing_tool_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

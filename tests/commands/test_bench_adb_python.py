@@ -32,7 +32,9 @@ def files(phone: AdbDevice) -> set[str]:
 
 
 def test_tests_and_measures_in_termux(site: Site, built: Path, phone: AdbDevice) -> None:
-    phone.install_termux(f'echo "$HOME $PREFIX $TMPDIR $LD_LIBRARY_PATH $PATH" >> "$ROOT/environment.log"; {PYTHON}')
+    phone.install_termux(
+        f'echo "$HOME $PREFIX $TMPDIR ${{LD_LIBRARY_PATH-unset}} $PATH" >> "$ROOT/environment.log"; {PYTHON}'
+    )
     before = files(phone)
     result = bench(site, built, phone, "--json")
     assert result.exit_code == 0, result.stderr
@@ -51,7 +53,7 @@ def test_tests_and_measures_in_termux(site: Site, built: Path, phone: AdbDevice)
     assert files(phone) == before
     assert list((phone.termux / "usr/tmp").iterdir()) == phone.left() == []
     home = "/data/data/com.termux/files"
-    expected = f"{home}/home {home}/usr {home}/usr/tmp {home}/usr/lib {home}/usr/bin:"
+    expected = f"{home}/home {home}/usr {home}/usr/tmp unset {home}/usr/bin:"
     lines = (phone.root / "environment.log").read_text().replace(str(phone.root), "").splitlines()
     assert all(line.startswith(expected) for line in lines if "/vitedge-" not in line)
     assert any(f"{home}/usr/tmp/vitedge-" in line for line in lines)  # the self-test's temporary folder is ours

@@ -67,6 +67,12 @@ def test_the_order_of_centers_does_not_matter() -> None:
         np.testing.assert_array_equal(turned.tensors[name], tensor)
 
 
+@pytest.mark.parametrize("offset", [np.float32(1), np.ones(3, np.float32), np.full(48, np.nan, np.float32)], ids=str)
+def test_refuses_a_center_that_is_none(offset: np.ndarray) -> None:
+    with pytest.raises(PlanError, match=r"qkv: expected \d+ finite numbers"):
+        center(random_encoder(), {QKV: offset})
+
+
 def test_refuses_a_center_that_has_no_place() -> None:
     with pytest.raises(PlanError, match=r"mlp\.fc2"):
         center(random_encoder(), {"layers.0.mlp.fc2": np.ones(96, np.float32)})
