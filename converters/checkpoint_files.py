@@ -87,9 +87,10 @@ def read_weights(folder: Path) -> tuple[dict[str, torch.Tensor], "hashlib._Hash"
     index = folder / "model.safetensors.index.json"
     if index.exists():
         weight_map = read_json(index).get("weight_map")
-        names = sorted(set(weight_map.values())) if isinstance(weight_map, dict) else []
-        if not names or any(not isinstance(name, str) or Path(name).name != name for name in names):
+        found = list(weight_map.values()) if isinstance(weight_map, dict) else []
+        if not found or any(not isinstance(name, str) or Path(name).name != name for name in found):
             raise CheckpointError(f"{index}: expected a weight_map to files beside it")
+        names = sorted(set(found))
     else:
         names = ["model.safetensors"]
     if not all((folder / name).is_file() for name in names):

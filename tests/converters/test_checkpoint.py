@@ -100,9 +100,10 @@ def test_shards_are_read_and_paths_out_of_the_folder_refused(tmp_path):
     index.write_text(json.dumps({"weight_map": weight_map}))
     loaded = load_checkpoint(str(folder))
     np.testing.assert_array_equal(loaded.encoder.tensors["cls_token"], expected.encoder.tensors["cls_token"])
-    index.write_text(json.dumps({"weight_map": dict.fromkeys(names, "../m/a.safetensors")}))
-    with pytest.raises(CheckpointError, match="files beside it"):
-        load_checkpoint(str(folder))
+    for wrong in ("../m/a.safetensors", ["a.safetensors"], 1):
+        index.write_text(json.dumps({"weight_map": {**weight_map, names[0]: wrong}}))
+        with pytest.raises(CheckpointError, match="files beside it"):
+            load_checkpoint(str(folder))
 
 
 def test_random_weights_are_seeded():
