@@ -87,10 +87,10 @@ def read_weights(folder: Path) -> tuple[dict[str, torch.Tensor], "hashlib._Hash"
     index = folder / "model.safetensors.index.json"
     if index.exists():
         weight_map = read_json(index).get("weight_map")
-        found = list(weight_map.values()) if isinstance(weight_map, dict) else []
-        if not found or any(not isinstance(name, str) or Path(name).name != name for name in found):
+        shards = list(weight_map.values()) if isinstance(weight_map, dict) else []
+        if not shards or any(not isinstance(name, str) or Path(name).name != name for name in shards):
             raise CheckpointError(f"{index}: expected a weight_map to files beside it")
-        names = sorted(set(found))
+        names = sorted(set(shards))
     else:
         names = ["model.safetensors"]
     if not all((folder / name).is_file() for name in names):
