@@ -20,8 +20,7 @@ import numpy as np
 
 from vitedge.calibration.observers import InputStatistics
 from vitedge.quantization.encoder import Encoder, FloatArray
-from vitedge.quantization.smoothing import producer_of, smoothable
-from vitedge.runtimes.errors import PlanError
+from vitedge.quantization.smoothing import in_order, producer_of
 
 
 def channel_centers(statistics: Mapping[str, InputStatistics], names: Iterable[str]) -> Mapping[str, FloatArray]:
@@ -36,18 +35,9 @@ def center(encoder: Encoder, centers: Mapping[str, FloatArray]) -> Encoder:
     Promises: outputs equal to float32 rounding; the same bits whatever the order of `centers`.
 
     Raises:
-        PlanError: A center for something that cannot be shifted, or none of its input.
+        PlanError: As `smoothing.in_order`.
     """
-    places = smoothable(encoder)
-    unknown = sorted(centers.keys() - set(places))
-    if unknown:
-        raise PlanError(f"centering: {unknown[:3]} are not linears of this encoder whose input can be shifted")
-    for name in places:
-        if name not in centers:
-            continue
-        offset, expected = centers[name], encoder.tensors[f"{name}.weight"].shape[1:]
-        if offset.shape != expected or not np.isfinite(offset).all():
-            raise PlanError(f"centering: {name}: expected {expected[0]} finite numbers, found shape {offset.shape}")
+    for name, offset in in_order(encoder, centers):
         producer, rows = producer_of(encoder, name)
         shifted = encoder.tensors[f"{producer}.bias"].copy()
         shifted[rows] -= offset

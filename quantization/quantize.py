@@ -113,18 +113,18 @@ def make_plan(
     folded = tuple(name for name in smoothable(encoder) if _is_integer(name, recipes))
     centers = channel_centers(calibration.statistics, folded if centered else ())
     original, encoder = encoder, center(balance_scores(encoder, balances), centers)
-    calibration = replace(calibration, statistics=_shifted(calibration.statistics, centers))
+    statistics = _shifted(calibration.statistics, centers)
     empty = Plan(checkpoint_digest, calibration.digest, target, recipes, 0.0, {}, {}, balances, centers)
-    rounder = _Rounder(encoder, calibration.statistics, recipes, explicit_strength)
+    rounder = _Rounder(encoder, statistics, recipes, explicit_strength)
     prediction = None
     if len(strengths) > 1:
         prediction = Prediction(original, np.concatenate(list(islice(calibration.batches(), _JUDGING_BATCHES))))
     best: tuple[float, Plan, Encoder] | None = None
     for strength in strengths:
-        factors = smoothing_factors(calibration.statistics, folded, strength)
+        factors = smoothing_factors(statistics, folded, strength)
         smoothed = smooth(encoder, factors)
         divisors = {**factors, **rounder.divisors}
-        inputs = _inputs(smoothed, calibration, divisors, recipes, range_method)
+        inputs = _inputs(smoothed, calibration, statistics, divisors, recipes, range_method)
         modules = {}
         for name in encoder.shape.linears:
             module = rounder(name, smoothed, factors.get(name), inputs[name])
@@ -235,15 +235,16 @@ class _Rounder:
 def _inputs(
     smoothed: Encoder,
     calibration: Calibration,
+    statistics: Mapping[str, InputStatistics],
     divisors: Mapping[str, FloatArray],
     recipes: Mapping[str, Recipe],
     method: RangeMethod,
 ) -> Mapping[str, StaticInput]:
     """The fixed input of every linear; with method mse narrowed by a histogram, but for pixels, whose range is known,
-    and what is divided at run time, which has no outliers left.
+    and what is divided at run time, which has no outliers left. `statistics` are of the encoder before smoothing.
     """
     ranges, explicit = {}, explicitly_smoothed(smoothed)
-    for name, seen in calibration.statistics.items():
+    for name, seen in statistics.items():
         divisor = divisors.get(name, np.float32(1))
         ranges[name] = float((seen.minimum / divisor).min()), float((seen.maximum / divisor).max())
     ranges[_PATCHES] = calibration.pixel_range

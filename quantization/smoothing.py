@@ -16,7 +16,7 @@ activations coarser: a channel with small weights, which weighs little, takes a 
 takes depends on which images were seen. The strength is chosen per model by measured error (`quantize.py`).
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -60,16 +60,9 @@ def smooth(encoder: Encoder, factors: Mapping[str, FloatArray]) -> Encoder:
     the order of `factors`.
 
     Raises:
-        PlanError: A factor for something that cannot be smoothed.
+        PlanError: As `in_order`.
     """
-    places = smoothable(encoder)
-    unknown = sorted(factors.keys() - set(places))
-    if unknown:
-        raise PlanError(f"smoothing: {unknown[:3]} are not linears of this encoder whose input can be smoothed")
-    for name in places:
-        if name not in factors:
-            continue
-        factor = factors[name]
+    for name, factor in in_order(encoder, factors):
         producer, rows = producer_of(encoder, name)
         weight, bias = encoder.tensors[f"{producer}.weight"].copy(), encoder.tensors[f"{producer}.bias"].copy()
         weight[rows] /= factor if weight.ndim == 1 else factor[:, None]
@@ -77,6 +70,24 @@ def smooth(encoder: Encoder, factors: Mapping[str, FloatArray]) -> Encoder:
         encoder = encoder.with_tensors({f"{producer}.weight": weight, f"{producer}.bias": bias})
         encoder = encoder.with_tensors({f"{name}.weight": encoder.tensors[f"{name}.weight"] * factor})
     return encoder
+
+
+def in_order(encoder: Encoder, by_linear: Mapping[str, FloatArray]) -> Sequence[tuple[str, FloatArray]]:
+    """What a rewrite does to the input channels [in] of `smoothable` linears, in the order of execution, so that its
+    result does not depend on that of a mapping.
+
+    Raises:
+        PlanError: Something is for another linear, is not as wide as the linear's input, or not finite.
+    """
+    places = smoothable(encoder)
+    unknown = sorted(by_linear.keys() - set(places))
+    if unknown:
+        raise PlanError(f"plan: the input channels of {unknown[:3]} cannot be changed in this encoder")
+    for name, values in by_linear.items():
+        expected = encoder.tensors[f"{name}.weight"].shape[1:]
+        if values.shape != expected or not np.isfinite(values).all():
+            raise PlanError(f"plan: {name}: expected {expected[0]} finite numbers, found shape {list(values.shape)}")
+    return [(name, by_linear[name]) for name in places if name in by_linear]
 
 
 def producer_of(encoder: Encoder, name: str) -> tuple[str, slice]:

@@ -6,7 +6,10 @@ import pytest
 from tests.tiny import random_encoder, random_pixels
 from vitedge.quantization.centering import center, channel_centers
 from vitedge.quantization.encoder import Encoder, float_linear, forward
-from vitedge.quantization.quantize import observe
+from vitedge.quantization.fake import fake_quantized_linear
+from vitedge.quantization.plan import Recipe
+from vitedge.quantization.prediction import Prediction
+from vitedge.quantization.quantize import Calibration, make_plan, observe
 from vitedge.quantization.smoothing import smoothable
 from vitedge.runtimes.errors import PlanError
 
@@ -71,6 +74,20 @@ def test_the_order_of_centers_does_not_matter() -> None:
 def test_refuses_a_center_that_is_none(offset: np.ndarray) -> None:
     with pytest.raises(PlanError, match=r"qkv: expected \d+ finite numbers"):
         center(random_encoder(), {QKV: offset})
+
+
+def test_fixed_ranges_lose_less_around_centered_channels() -> None:
+    encoder, pixels = offset_encoder(), random_pixels(count=16)
+    calibration = Calibration(observe(encoder, [pixels]), lambda: [pixels], (-1, 1), "i")
+    recipes = {"onnx": Recipe("int8", {"*": "static", O_PROJ: "float"})}
+    found, prediction = {}, Prediction(encoder, pixels)
+    for centered in (False, True):
+        plan, smoothed = make_plan(
+            encoder, calibration, recipes=recipes, target="", checkpoint_digest="", strengths=(0.5,), centered=centered
+        )
+        assert plan.centers.keys() == (set(smoothable(encoder)) - {O_PROJ} if centered else set())
+        found[centered] = prediction(smoothed, fake_quantized_linear(smoothed, plan.linears("onnx"))).sqnr_db
+    assert found[True] > found[False] + 1
 
 
 def test_refuses_a_center_that_has_no_place() -> None:
