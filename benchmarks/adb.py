@@ -8,14 +8,12 @@ import re
 import secrets
 import shlex
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from vitedge.benchmarks.devices import DeviceError, last_line
-from vitedge.runtimes.errors import VitedgeError
+from vitedge.benchmarks.devices import DeviceError, failed_before, last_line
 from vitedge.runtimes.manifest import FileRecord
 
 # The one place where Android lets the shell's user write and execute.
@@ -108,10 +106,9 @@ def private_folder(device: AdbDevice) -> Iterator[str]:
         yield folder
     finally:
         if why := _remove(device, folder):
-            first = sys.exception()
-            before = f"{first}; and " if isinstance(first, VitedgeError) else f"{device.name}: "
             raise DeviceError(
-                f"{before}{folder} could not be removed ({why}); remove it: adb -s {device.serial} shell rm -r {folder}"
+                f"{failed_before(device.name)}{folder} could not be removed ({why}); remove it:"
+                f" adb -s {device.serial} shell rm -r {folder}"
             )
 
 

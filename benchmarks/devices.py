@@ -1,6 +1,7 @@
 """What a measurement on a device gives, and how it fails, however the device is reached."""
 
 import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -47,6 +48,12 @@ class DeviceResult:
 
     def to_json(self) -> dict[str, Any]:
         return {"format": "vitedge-device/1", "device": self.device, "selftest": self.selftest, "bench": self.bench}
+
+
+def failed_before(name: str) -> str:
+    """How the message of a clean-up that failed begins: with the error that led to it, or else with the device."""
+    first = sys.exception()
+    return f"{first}; and " if isinstance(first, VitedgeError) else f"{name}: "
 
 
 def last_line(result: subprocess.CompletedProcess[str]) -> str:

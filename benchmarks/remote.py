@@ -17,12 +17,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Protocol
 
-from vitedge.benchmarks.devices import DeviceError, DeviceResult, last_line
+from vitedge.benchmarks.devices import DeviceError, DeviceResult, failed_before, last_line
 from vitedge.runtimes.bundle import load_bundle
 from vitedge.runtimes.encoder import DISTRIBUTIONS
+from vitedge.runtimes.errors import ArtifactError
+from vitedge.runtimes.fields import count, many, text
 
 _MINIMUM_PYTHON = (3, 11)
 _NO_COMMAND = (126, 127)  # a shell's
+# How long a device may take: to answer, and for what loads, copies or installs, on top of what it is asked to measure.
+_ANSWER_SECONDS, _WORK_SECONDS = 120.0, 3600.0
 _SPACE_FACTOR, _ENVIRONMENT_BYTES = 1.5, 700 << 20  # unpacked while the archive arrives; numpy and three runtimes
 _PROBE = (
     "import json, shutil, sys, tempfile\n"
@@ -116,11 +120,12 @@ def measure_bundle(remote: Remote, bundle: Path, *, threads: int, seconds: float
         _push(remote, bundle, folder)
         python = _environment(remote, folder) if remote.install else remote.python
         options = ["--threads", str(threads), "--json"]
-        selftest = _ask(remote, folder, [python, "-m", "vitedge.device", "selftest", *options], "the self-test")
+        selftest = _ask(remote, folder, [python, "-m", "vitedge.device", "selftest", *options], "vitedge-selftest/1")
         bench = None
         if all(check["step"] != "files" or check["status"] == "pass" for check in selftest["checks"]):
             options += ["--seconds", str(seconds)]
-            bench = _ask(remote, folder, [python, "-m", "vitedge.device", "bench", *options], "the benchmark")
+            words = [python, "-m", "vitedge.device", "bench", *options]
+            bench = _ask(remote, folder, words, "vitedge-benches/2", seconds * len(runtimes))
     return DeviceResult(remote.name, selftest, bench)
 
 
@@ -129,8 +134,8 @@ def _probe(remote: Remote, needed_bytes: int, runtimes: Sequence[str]) -> str:
     result = _run(remote, [remote.python, "-c", _PROBE, "numpy", *runtimes])
     if result.returncode in _NO_COMMAND:
         raise DeviceError(f"{remote.name}: found no {remote.python} there; {remote.get_python}")
-    version, folder, free_bytes, packages = _reply(remote, result, "Python")
-    if tuple(version) < _MINIMUM_PYTHON:
+    version, folder, free_bytes, packages = _probed(remote, _reply(remote, result, "Python"))
+    if version < _MINIMUM_PYTHON:
         raise DeviceError(
             f"{remote.name}: expected Python 3.11 or newer, found {version[0]}.{version[1]}; {remote.get_python}"
         )
@@ -144,7 +149,19 @@ def _probe(remote: Remote, needed_bytes: int, runtimes: Sequence[str]) -> str:
             f"{remote.name}: expected {needed_bytes / 1e6:.0f} MB of free space in {folder}, found"
             f" {free_bytes / 1e6:.0f} MB; make room there{less}"
         )
-    return str(folder)
+    return folder
+
+
+def _probed(remote: Remote, reply: Any) -> tuple[tuple[int, ...], str, int, tuple[str, ...]]:
+    """What `_PROBE` printed: version, folder, bytes that are free in it, packages."""
+    try:
+        version, folder, free_bytes, packages = many(reply, lambda value: value)
+        found = many(version, count), text(folder), count(free_bytes), many(packages, text)
+    except (ArtifactError, ValueError) as error:
+        raise DeviceError(f"{remote.name}: {remote.python} does not answer as Python does ({error})") from error
+    if not found[1].startswith("/") or len(found[0]) != len(_MINIMUM_PYTHON):
+        raise DeviceError(f"{remote.name}: {remote.python} does not answer as Python does: {reply}")
+    return found
 
 
 @contextmanager
@@ -159,12 +176,13 @@ def _private_folder(remote: Remote, place: str) -> Iterator[str]:
             raise DeviceError(f"{remote.name}: cannot make {folder} there: {last_line(made)}")
         yield folder
     finally:
+        before = failed_before(remote.name)
         try:
             removed = _remove(remote, folder)
         except DeviceError as error:
-            raise DeviceError(f"{error}; {folder} is left there: remove it when the device is back") from error
+            raise DeviceError(f"{before}{error}; {folder} is left there: remove it when the device is back") from error
         if removed.returncode:
-            raise DeviceError(f"{remote.name}: {folder} could not be removed ({last_line(removed)}); remove it there")
+            raise DeviceError(f"{before}{folder} could not be removed ({last_line(removed)}); remove it there")
 
 
 def _remove(remote: Remote, folder: str) -> subprocess.CompletedProcess[str]:
@@ -182,7 +200,7 @@ def _push(remote: Remote, bundle: Path, folder: str) -> None:
         with tarfile.open(fileobj=stream, mode="w|") as archive:
             archive.add(bundle, ".")
         stream.seek(0)
-        result = _run(remote, [remote.python, "-c", _UNPACK, folder], stdin=stream)
+        result = _run(remote, [remote.python, "-c", _UNPACK, folder], stdin=stream, seconds=_WORK_SECONDS)
     if result.returncode:
         raise DeviceError(f"{remote.name}: the bundle did not arrive: {last_line(result)}")
 
@@ -196,7 +214,7 @@ def _environment(remote: Remote, folder: str) -> str:
     ):
         # pip leaves nothing in the user's cache.
         quiet = {"PIP_NO_CACHE_DIR": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
-        result = _run(remote, _guarded(remote, words, TMPDIR=folder, **quiet))
+        result = _run(remote, _guarded(remote, words, TMPDIR=folder, **quiet), seconds=_WORK_SECONDS)
         if result.returncode:
             raise DeviceError(
                 f"{remote.name}: {what} failed there: {last_line(result)}; without a network, install the packages of"
@@ -205,14 +223,15 @@ def _environment(remote: Remote, folder: str) -> str:
     return python
 
 
-def _ask(remote: Remote, folder: str, words: Sequence[str], what: str) -> dict[str, Any]:
-    """A command of the bundle's, in its folder; its document."""
+def _ask(remote: Remote, folder: str, words: Sequence[str], form: str, seconds: float = 0.0) -> dict[str, Any]:
+    """A command of the bundle's, in its folder, that measures for so many seconds; its document, of format `form`."""
     # What runtimes leave in temporary folders and at home (identifiers, usage counts) goes with this one; and Python
     # caches nothing beside its packages.
     quiet = {"TMPDIR": folder, "HOME": folder, "PYTHONDONTWRITEBYTECODE": "1"}
-    result = _run(remote, ["cd", folder], _guarded(remote, words, **quiet))
+    what = " ".join(words[1:4])
+    result = _run(remote, ["cd", folder], _guarded(remote, words, **quiet), seconds=_WORK_SECONDS + seconds)
     found = _reply(remote, result, what, allowed=(0, 1))
-    if not isinstance(found, dict):
+    if not isinstance(found, dict) or found.get("format") != form:
         raise DeviceError(f"{remote.name}: {what} printed no document; see what it says when run there")
     return found
 
@@ -226,8 +245,11 @@ def _reply(remote: Remote, result: subprocess.CompletedProcess[str], what: str, 
         raise DeviceError(f"{remote.name}: {what} failed there: {last_line(result)}") from error
 
 
-def _run(remote: Remote, *commands: Sequence[str], stdin: IO[bytes] | None = None) -> subprocess.CompletedProcess[str]:
-    """Runs words on the device, one command after the other as long as they succeed."""
+def _run(
+    remote: Remote, *commands: Sequence[str], stdin: IO[bytes] | None = None, seconds: float | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Runs words on the device, one command after the other as long as they succeed, for at most so many seconds."""
+    seconds = seconds or _ANSWER_SECONDS
     read, write = os.pipe()  # standard input that ends when this does: see _GUARD
     try:
         result = subprocess.run(
@@ -237,9 +259,12 @@ def _run(remote: Remote, *commands: Sequence[str], stdin: IO[bytes] | None = Non
             encoding="utf-8",
             errors="replace",
             check=False,
+            timeout=seconds,
         )
     except FileNotFoundError as error:
         raise DeviceError(remote.get_program) from error
+    except subprocess.TimeoutExpired as error:
+        raise DeviceError(f"{remote.name}: no answer within {seconds:.0f} s; is the device awake?") from error
     finally:
         os.close(read)
         os.close(write)

@@ -130,6 +130,9 @@ def probed(python: str, place: str, free_bytes: int, *found: str) -> str:
         (probed("3.12", "/data", 1 << 40, "onnxruntime"), "python3 has no numpy; in Termux: pkg install python-numpy"),
         (probed("3.12", "/data", 1000, "numpy", "onnxruntime"), "MB of free space in /data, found 0 MB; make room"),
         ("echo garbage", "Python failed there: garbage"),
+        ("echo []", "does not answer as Python does"),
+        ("echo 1", "does not answer as Python does"),
+        (probed("3.12", "data", 1 << 40, "numpy", "onnxruntime"), "does not answer as Python does"),
     ],
 )  # fmt: skip
 def test_pythons_that_will_not_do(site: Site, built: Path, phone: AdbDevice, python: str, message: str) -> None:
@@ -139,6 +142,16 @@ def test_pythons_that_will_not_do(site: Site, built: Path, phone: AdbDevice, pyt
     assert result.exit_code == 2
     assert message in result.stderr
     assert files(phone) == before
+
+
+def test_a_python_that_never_answers(
+    site: Site, built: Path, phone: AdbDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vitedge.benchmarks.remote._ANSWER_SECONDS", 1.0)
+    phone.install_termux("exec sleep 20")
+    result = bench(site, built / "onnx", phone)
+    assert result.exit_code == 2
+    assert "no answer within 1 s; is the device awake?" in result.stderr
 
 
 def test_no_python_in_termux(site: Site, built: Path, phone: AdbDevice) -> None:
@@ -179,6 +192,7 @@ def test_connection_lost_for_good(site: Site, built: Path, phone: AdbDevice, mon
     assert result.exit_code == 2
     (left,) = (phone.termux / "usr/tmp").iterdir()
     assert f"/data/data/com.termux/files/usr/tmp/{left.name} is left there: remove it" in result.stderr
+    assert result.stderr.count("; and ") == 1  # what failed first is said too
 
 
 def running(phone: AdbDevice) -> list[str]:
