@@ -117,7 +117,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BenchmarkError as error:
         sys.stderr.write(f"{error}\n")
         return 2
-    sys.stderr.write(f"held to AVX2; answers to cpuid: {asked or 'none: no library that was loaded asked'}\n")
+    said = f"held to AVX2; answers to cpuid: {asked}" if asked else "nothing was held: no library of this Python asked"
+    sys.stderr.write(f"{said}\n")
     return code if code >= 0 else 128 - code  # ended by a signal: as shells say it
 
 
