@@ -12,6 +12,7 @@ from pathlib import Path
 
 import vitedge
 import vitedge.runtimes
+from vitedge.benchmarks.machine import describe_machine
 from vitedge.converters.folders import Mark, replacing_folder
 from vitedge.converters.golden import write_with_artifacts
 from vitedge.runtimes.bundle import BUNDLE_FILE, FORMAT, Bundle
@@ -76,7 +77,7 @@ def write_bundle(ingredients: Ingredients, out: Path) -> int:
         Its size in bytes.
 
     Raises:
-        ArtifactError: Artifacts and golden vectors do not belong together.
+        ArtifactError: Artifacts and golden vectors do not belong together, or an artifact is not exact here.
         OutputError: `out` holds something that is no bundle, or cannot be written.
     """
     if out.suffix != ".zip":
@@ -105,7 +106,8 @@ def _fill(ingredients: Ingredients, folder: Path) -> None:
     for paths, places in ((ingredients.folders, artifacts), (ingredients.twins, twins)):
         for name, path in paths.items():
             _copy_artifact(path, folder / places[name])
-    write_with_artifacts(ingredients.golden, ingredients.folders, folder / GOLDEN_FOLDER)
+    kind = describe_machine().kind
+    write_with_artifacts(ingredients.golden, ingredients.folders, folder / GOLDEN_FOLDER, kind=kind)
     _copy_package(folder / "vitedge")
     (folder / "requirements.txt").write_text(_requirements(ingredients.manifests), encoding="utf-8")
     _write_texts(ingredients, folder)

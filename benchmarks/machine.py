@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from vitedge.runtimes.instruction_sets import kind_of
+
 # Instructions that decide which INT8, bfloat16 and float kernels a runtime picks, by Linux's names in /proc/cpuinfo.
 _X86_FLAGS = (
     "ssse3 sse4_1 avx f16c fma avx2 avx_vnni avx_vnni_int8 avx512f avx512bw avx512vl avx512_vnni avx512_bf16"
@@ -81,6 +83,11 @@ class Machine:
     python_version: str
     numpy_version: str
     load_average_1min: float | None
+
+    @property
+    def kind(self) -> str:
+        """Which INT8 arithmetic its CPU has (`runtimes/instruction_sets.py`)."""
+        return kind_of(self.isa_flags)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

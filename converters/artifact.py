@@ -12,12 +12,11 @@ from vitedge.converters.checkpoint import Checkpoint
 from vitedge.quantization.encoder import EncoderShape
 from vitedge.quantization.integer_grid import Grid
 from vitedge.quantization.saved_plan import SavedPlan
+from vitedge.runtimes.instruction_sets import exact_kinds
 from vitedge.runtimes.manifest import FileRecord, Manifest, Operations, TensorRecord, sha256_of
 from vitedge.runtimes.saturation import Saturation
 
 _TOOLS = ("torch", "transformers", "onnx", "onnxruntime", "openvino", "ai-edge-litert", "numpy")
-# What integers that can saturate assume of the CPU; those that are proven safe assume nothing.
-_EXACT_WITH = ("avx512_vnni", "avx_vnni", "asimd")
 
 
 def build_manifest(
@@ -55,7 +54,7 @@ def build_manifest(
         runtime=runtime,
         precision="int8" if operations.integer else "fp32",
         target=plan.target,
-        instruction_sets=("any",) if saturation.proven_safe else _EXACT_WITH,
+        instruction_sets=exact_kinds(saturation),
         minimum_runtime=minimum_runtime,
         files=records,
         inputs=(tensor("pixel_values", tuple(sizes[x] for x in layout), layout, checkpoint.preprocessing.dtype),),

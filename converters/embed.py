@@ -28,6 +28,7 @@ from vitedge.runtimes.errors import ArtifactError
 from vitedge.runtimes.golden import GOLDEN_FILE, GOLDEN_FOLDER, Golden
 from vitedge.runtimes.instruction_sets import ANY
 from vitedge.runtimes.manifest import Manifest, TensorRecord, load_manifest, verify_files
+from vitedge.runtimes.onnx import x64_quant_precision
 from vitedge.runtimes.tflite import quantize
 
 MARK = Mark("embed.json", "vitedge-embed/1", "folder that vitedge embed made")
@@ -83,20 +84,20 @@ def take(folder: Path, platform: str) -> Subject:
     return Subject(folder, manifest, golden)
 
 
-def write(subject: Subject, platform: str, out: Path) -> tuple[str, ...]:
-    """Writes the folder, in place at once or not at all.
+def write(subject: Subject, platform: str, out: Path, *, kind: str) -> tuple[str, ...]:
+    """Writes the folder, in place at once or not at all; `kind` is this CPU's (`runtimes/instruction_sets.py`).
 
     Returns:
         The paths of its files.
 
     Raises:
-        ArtifactError: Artifact and golden vectors do not belong together.
+        ArtifactError: Artifact and golden vectors do not belong together, or the artifact is not exact here.
         OutputError: `out` holds something else, or cannot be written.
     """
     with replacing_folder(out, MARK) as folder:
         _copy_model(subject, folder / "model")
         golden = write_with_artifacts(
-            subject.golden, {subject.manifest.runtime: subject.folder}, folder / GOLDEN_FOLDER
+            subject.golden, {subject.manifest.runtime: subject.folder}, folder / GOLDEN_FOLDER, kind=kind
         )
         (folder / GOLDEN_FOLDER / "index.txt").write_text(_index(golden), encoding="utf-8")
         _write_quantized(subject.manifest.inputs[0], golden, folder / GOLDEN_FOLDER)
@@ -148,6 +149,7 @@ def values(subject: Subject, golden: Golden) -> Mapping[str, Any]:
         "rescale_factor": repr(contract.rescale_factor),
         **{f"mean{index}": repr(value) for index, value in enumerate(contract.mean)},
         **{f"std{index}": repr(value) for index, value in enumerate(contract.std)},
+        "x64_quant_precision": x64_quant_precision(manifest),
         "input_name": first.name,
         "input_dtype": first.dtype,
         "input_layout": first.layout,

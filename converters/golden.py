@@ -5,8 +5,8 @@ change of its input. So it runs on inputs that are changed a little, and a devic
 worst of these runs. There is one for each kind of CPU (`runtimes/instruction_sets.py`):
 
 - x86-vnni: the host's own, where it has VNNI. Kernels of another version or number of threads round floats otherwise.
-- x86: the same integer sums as with VNNI, if the certificate proves that no pair saturates, and the same bound. Else
-  there is none: how often pairs saturate depends on the image.
+- x86: the same integer sums as with VNNI, if the certificate proves that no pair saturates, or the wrapper takes
+  kernels that cannot, and the same bound. Else there is none: how often pairs saturate depends on the image.
 - arm64-dotprod, arm64: the same integer sums, as neither adds in 16 bits. Floats are summed in another order; an
   emulated Cortex-A72 gave the demo's decibels of the host to a tenth.
 - any: that of the others, for apps and for CPUs that do not tell what they are.
@@ -39,7 +39,7 @@ from vitedge.runtimes.golden import (
     load_golden,
 )
 from vitedge.runtimes.image import read_image
-from vitedge.runtimes.instruction_sets import exact_kinds
+from vitedge.runtimes.instruction_sets import ANY, X86
 from vitedge.runtimes.load import load_encoder
 from vitedge.runtimes.manifest import FileRecord, load_manifest, sha256_of
 from vitedge.runtimes.preprocess import Pixels, resize
@@ -96,21 +96,24 @@ def write_reference(folder: Path, checkpoint: "Checkpoint", images: ImageSet) ->
     _save(golden)
 
 
-def write_with_artifacts(source: Path, artifacts: Mapping[str, Path], folder: Path) -> Golden:
+def write_with_artifacts(source: Path, artifacts: Mapping[str, Path], folder: Path, *, kind: str) -> Golden:
     """Copies a build's golden vectors into a folder to make, and adds outputs and tolerances of its artifacts.
 
     Args:
         source: A build's `golden` folder.
         artifacts: Artifact folders by the name that they get in the golden vectors, such as `onnx`.
         folder: Folder to make.
+        kind: Of this CPU (`instruction_sets.kind_of`).
 
     Raises:
-        ArtifactError: Damaged golden vectors, or an artifact that is not of their encoder.
+        ArtifactError: Damaged golden vectors, an artifact that is not of their encoder, or one that can saturate on
+            this CPU, whose outputs here are nothing to compare a device with.
         RuntimeMissingError: The runtime of an artifact is not installed.
     """
     golden = load_golden(source)
     for path in artifacts.values():
         _check_origin(golden, path)
+        _check_exact(path, kind)
     shutil.copytree(source, folder)
     golden = replace(golden, folder=folder)
     expected = golden.expected()
@@ -121,7 +124,7 @@ def write_with_artifacts(source: Path, artifacts: Mapping[str, Path], folder: Pa
         outputs[name] = _write_outputs(folder, name, {key: found[key] for key in expected})
         runs = [found, *(encoder(noisy) for noisy in _noisy(golden.encoder_input()))]
         last = [fidelity(expected["last_hidden_state"], run["last_hidden_state"]) for run in runs]
-        tolerances[name] = dict.fromkeys(exact_kinds(encoder.manifest.saturation), tolerance(last))
+        tolerances[name] = dict.fromkeys((*encoder.manifest.exact_in_wrapper, ANY), tolerance(last))
     golden = replace(golden, outputs={**golden.outputs, **outputs}, tolerances=tolerances)
     _save(golden)
     return load_golden(folder)
@@ -151,6 +154,16 @@ def _check_origin(golden: Golden, path: Path) -> None:
         raise ArtifactError(
             f"{path}: not of the encoder, or not of the preprocessing, that {golden.folder} was made with; take both"
             " from one build"
+        )
+
+
+def _check_exact(path: Path, kind: str) -> None:
+    manifest = load_manifest(path)
+    if kind == X86 and X86 not in manifest.exact_in_wrapper:
+        raise ArtifactError(
+            f"{path}: made for {manifest.target}; on this CPU, x86 without VNNI, {len(manifest.saturation.unsafe)} of"
+            " its linears can saturate, so that what it gives here is no measure for a device; leave it out, do this on"
+            " a host with VNNI or on ARM64, or build with --target avx2"
         )
 
 

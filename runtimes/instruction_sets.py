@@ -1,4 +1,5 @@
-"""The kinds of CPU that INT8 kernels tell apart: the keys of golden tolerances. A device picks its own by its flags.
+"""The kinds of CPU that INT8 kernels tell apart. A manifest names those on which its artifact is exact, golden vectors
+have a tolerance for each, and a device finds its own by its flags.
 
 x86-vnni        adds products of bytes in 32 bits (AVX-VNNI, AVX-512 VNNI, AMX)
 x86             adds pairs of them in 16 bits, which can saturate (`saturation.py`)
@@ -13,7 +14,7 @@ from vitedge.runtimes.saturation import Saturation
 
 X86_VNNI, X86, ARM64_DOTPROD, ARM64 = "x86-vnni", "x86", "arm64-dotprod", "arm64"
 ANY = "any"
-_KINDS = (X86_VNNI, X86, ARM64_DOTPROD, ARM64, ANY)
+KINDS = (X86_VNNI, X86, ARM64_DOTPROD, ARM64)
 # By Linux's names; the first that a CPU has one of.
 _FLAGS = (
     (X86_VNNI, frozenset(("avx512_vnni", "avx_vnni", "amx_int8"))),
@@ -29,5 +30,7 @@ def kind_of(isa_flags: Collection[str]) -> str:
 
 
 def exact_kinds(saturation: Saturation) -> tuple[str, ...]:
-    """The kinds on which an artifact's integer sums are the same, `any` among them."""
-    return tuple(kind for kind in _KINDS if kind != X86 or not saturation.unsafe)
+    """The kinds on which an artifact's integer sums are those of unlimited integers: all but `x86`, where that can
+    saturate. Of `any` nothing is known, so it is not among them.
+    """
+    return tuple(kind for kind in KINDS if kind != X86 or not saturation.unsafe)

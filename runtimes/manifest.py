@@ -13,10 +13,11 @@ from typing import Any
 
 from vitedge.runtimes.errors import ArtifactError
 from vitedge.runtimes.fields import count, many, mapping, text
+from vitedge.runtimes.instruction_sets import KINDS, exact_kinds
 from vitedge.runtimes.preprocess import Preprocessing
 from vitedge.runtimes.saturation import Saturation, UnsafeLinear, UnsafePair
 
-FORMAT = "vitedge-artifact/3"
+FORMAT = "vitedge-artifact/4"
 MANIFEST_FILE = "manifest.json"
 RUNTIMES = ("onnx", "openvino", "tflite")
 _MAX_MANIFEST_BYTES = 16 << 20
@@ -70,7 +71,7 @@ class Operations:
 class Manifest:
     """The contents of `manifest.json`.
 
-    The artifact is exact on CPUs with one of the `instruction_sets`; `any` where `saturation` proves it for all.
+    `instruction_sets` are the kinds of CPU (`instruction_sets.py`) that the artifact is exact on, by `saturation`.
     `source` names the checkpoint (source, revision, digest, random_weights); `calibration` the images it was
     calibrated on; `tools` the versions that made it. `opsets` are the operator sets that an ONNX model needs of its
     engine, version by domain (`ai.onnx` is the standard one); empty for other runtimes. `accuracy` and `latency` are
@@ -96,6 +97,13 @@ class Manifest:
     opsets: Mapping[str, int]
     accuracy: Mapping[str, Any] | None = None
     latency: Mapping[str, Any] | None = None
+
+    @property
+    def exact_in_wrapper(self) -> tuple[str, ...]:
+        """The kinds of CPU that the wrapper in `runtimes` is exact on. ONNX Runtime's asks for slower kernels where
+        others would saturate (`onnx.x64_quant_precision`).
+        """
+        return KINDS if self.runtime == "onnx" else self.instruction_sets
 
     @property
     def size_bytes(self) -> int:
@@ -256,6 +264,12 @@ def _check(manifest: Manifest) -> None:
         raise ArtifactError(
             f"input {first.name}: pixels as they are need dtype uint8 in preprocessing and input, in the order NHWC;"
             f" found {manifest.preprocessing.dtype}, {first.dtype} and {first.layout}"
+        )
+    exact = exact_kinds(manifest.saturation)
+    if manifest.instruction_sets != exact:
+        raise ArtifactError(
+            f"instruction_sets: expected {', '.join(exact)}, as saturation says, found"
+            f" {', '.join(manifest.instruction_sets) or 'none'}"
         )
     operations = manifest.operations
     if not 0 <= operations.integer_macs <= operations.total_macs or not operations.total_macs:

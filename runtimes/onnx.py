@@ -8,7 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from vitedge.runtimes.encoder import FloatArray, RuntimeEncoder
+from vitedge.runtimes.instruction_sets import X86
+from vitedge.runtimes.manifest import Manifest
 from vitedge.runtimes.preprocess import PixelValues
+
+
+def x64_quant_precision(manifest: Manifest) -> str:
+    """ONNX Runtime's session option of that name: "1" makes x86 without VNNI take kernels that are slower and cannot
+    saturate; it changes nothing elsewhere. "0" for artifacts that are exact in any kernel.
+    """
+    return "0" if X86 in manifest.instruction_sets else "1"
 
 
 class OnnxEncoder(RuntimeEncoder):
@@ -30,6 +39,7 @@ class OnnxEncoder(RuntimeEncoder):
         options = onnxruntime.SessionOptions()
         if threads is not None:
             options.intra_op_num_threads = threads
+        options.add_session_config_entry("session.x64quantprecision", x64_quant_precision(self.manifest))
         return options
 
     def _run(self, pixel_values: PixelValues) -> Mapping[str, FloatArray]:

@@ -21,7 +21,7 @@ from vitedge.runtimes.encoder import DISTRIBUTIONS, installed_version, is_older
 from vitedge.runtimes.errors import ArtifactError, RuntimeMissingError, VitedgeError
 from vitedge.runtimes.golden import Golden
 from vitedge.runtimes.image import read_image
-from vitedge.runtimes.instruction_sets import ANY, X86, kind_of
+from vitedge.runtimes.instruction_sets import ANY, X86
 from vitedge.runtimes.load import load_encoder
 from vitedge.runtimes.manifest import Manifest
 
@@ -55,7 +55,7 @@ def selftest(
     golden: Golden,
     artifacts: Mapping[str, tuple[Path, Manifest]],
     *,
-    isa_flags: Collection[str],
+    kind: str,
     threads: int | None = None,
 ) -> tuple[Check, ...]:
     """Judges every step but the files, which `judge_files` does before anything is read from them.
@@ -63,11 +63,10 @@ def selftest(
     Args:
         golden: Golden vectors with outputs and tolerances of the artifacts.
         artifacts: Folder and manifest by the name that the golden vectors know them by.
-        isa_flags: Instruction sets of this CPU, in Linux's spelling.
+        kind: Of this CPU (`instruction_sets.kind_of`).
         threads: Of the runtimes; None leaves it to them.
     """
     checks = [_decoding(golden)]
-    kind = kind_of(isa_flags)
     for name, (folder, manifest) in artifacts.items():
         checks.append(_cpu(golden, name, manifest, kind))
         checks.append(_preprocessing(golden, name, manifest))
@@ -111,7 +110,7 @@ def _decoding(golden: Golden) -> Check:
 def _cpu(golden: Golden, name: str, manifest: Manifest, kind: str) -> Check:
     """Judged by the manifest, as what saturates may do so on other images than the golden ones."""
     unsafe = manifest.saturation.unsafe
-    if kind == X86 and unsafe:
+    if kind == X86 and kind not in manifest.exact_in_wrapper:
         names = ", ".join(list(unsafe)[:3]) + (", …" if len(unsafe) > 3 else "")
         found = (
             f"made for {manifest.target}; this CPU is x86 without VNNI and adds pairs of products in 16 bits, which"
@@ -119,12 +118,13 @@ def _cpu(golden: Golden, name: str, manifest: Manifest, kind: str) -> Check:
         )
         return Check("cpu", name, "fail", found, "saturation: build with --target avx2")
     if kind == ANY:
-        but = "; the artifact is not exact on x86 CPUs without VNNI" if unsafe else ""
+        but = "" if X86 in manifest.exact_in_wrapper else "; the artifact is not exact on x86 CPUs without VNNI"
         return Check("cpu", name, "skip", f"this CPU does not tell its instruction sets{but}")
     if kind not in golden.tolerances[name]:
         found = f"expected a tolerance for {kind}, found {', '.join(golden.tolerances[name])}"
         return Check("cpu", name, "fail", found, "the bundle was made by an older vitedge: make it again")
-    return Check("cpu", name, "pass", f"{kind}: the integer sums are those of the host")
+    slower = "" if kind in manifest.instruction_sets else ", by slower kernels: --target avx2 is faster here"
+    return Check("cpu", name, "pass", f"{kind}: the integer sums are those of the host{slower}")
 
 
 def _preprocessing(golden: Golden, name: str, manifest: Manifest) -> Check:
@@ -164,11 +164,12 @@ def _inference(
         return Check("inference", name, "fail", str(error), "the runtime of this device does not load the model")
     if broken := [key for key, values in outputs.items() if not np.isfinite(values).all()]:
         found = f"{', '.join(broken)}: NaN or infinity"
-        return Check("inference", name, "fail", found, _cause(overflow=True))
-    return _judged(golden, name, outputs, kind)
+        return Check("inference", name, "fail", found, _cause("overflows in a lower precision"))
+    may_saturate = kind == ANY and X86 not in manifest.exact_in_wrapper
+    return _judged(golden, name, outputs, kind, may_saturate=may_saturate)
 
 
-def _judged(golden: Golden, name: str, outputs: Mapping[str, NDArray[Any]], kind: str) -> Check:
+def _judged(golden: Golden, name: str, outputs: Mapping[str, NDArray[Any]], kind: str, *, may_saturate: bool) -> Check:
     expected, host = golden.expected(), golden.expected(name)
     bound = golden.tolerances[name].get(kind)
     cosine, sqnr_db = fidelity(expected["last_hidden_state"], outputs["last_hidden_state"])
@@ -187,12 +188,14 @@ def _judged(golden: Golden, name: str, outputs: Mapping[str, NDArray[Any]], kind
     found = f"{found}; at least {bound.min_sqnr_db:.1f} and {bound.min_cosine:.4f} asked, {there}"
     if cosine >= bound.min_cosine and sqnr_db >= bound.min_sqnr_db:
         return Check("inference", name, "pass", found, None, numbers)
-    return Check("inference", name, "fail", found, _cause(), numbers)
+    cause = _cause("computes otherwise than on the host")
+    if may_saturate:
+        cause = f"saturation, if this is an x86 CPU without VNNI: build with --target avx2; or {cause}"
+    return Check("inference", name, "fail", found, cause, numbers)
 
 
-def _cause(*, overflow: bool = False) -> str:
-    low = "overflows in a lower precision" if overflow else "computes otherwise than on the host"
-    return f"the runtime {low}: a delegate, or float16 or bfloat16 in place of float32; switch them off and test again"
+def _cause(what: str) -> str:
+    return f"the runtime {what}: a delegate, or float16 or bfloat16 in place of float32; switch them off and test again"
 
 
 def fidelity(expected: NDArray[Any], found: NDArray[Any]) -> Fidelity:

@@ -53,7 +53,7 @@ def _selftest(bundle: Bundle, options: argparse.Namespace) -> int:
     if checks[0].status == "pass":
         artifacts = _artifacts(bundle, options.artifact)
         golden = read_golden(bundle.folder / GOLDEN_FOLDER)
-        checks += selftest(golden, artifacts, isa_flags=machine.isa_flags, threads=options.threads)
+        checks += selftest(golden, artifacts, kind=machine.kind, threads=options.threads)
     if options.json:
         document = {
             "format": "vitedge-selftest/1",

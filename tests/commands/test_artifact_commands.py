@@ -18,6 +18,7 @@ from vitedge.benchmarks import vendor_recipes
 from vitedge.benchmarks.machine import describe_machine
 from vitedge.benchmarks.vendor_recipes import DEFAULT_RECIPES, Recipe
 from vitedge.commands.inspect import cpu_verdict
+from vitedge.runtimes.instruction_sets import exact_kinds
 from vitedge.runtimes.manifest import load_manifest
 from vitedge.runtimes.saturation import Saturation, UnsafeLinear, UnsafePair
 
@@ -304,7 +305,7 @@ def test_inspect_shows_the_saturation_certificate(site: Site, built: Path, tmp_p
     assert site.build(wide, "--target", "vnni", "--runtime", "onnx").exit_code == 0
     (found,) = json.loads(site.vitedge("inspect", wide / "onnx", "--json").stdout)["artifacts"]
     assert found["saturation"]["proven_safe"] is False
-    assert found["instruction_sets"] == ["avx512_vnni", "avx_vnni", "asimd"]
+    assert found["instruction_sets"] == ["x86-vnni", "arm64-dotprod", "arm64"]
     name, unsafe = max(found["saturation"]["unsafe"].items(), key=lambda item: item[1]["max_excess"])
     assert unsafe["worst"][0]["excess"] == unsafe["max_excess"]
     table = " ".join(site.vitedge("inspect", wide / "onnx").stdout.split())
@@ -330,10 +331,21 @@ def test_verdict_on_a_cpu_is_the_certificates(
     built: Path, target: str, safe: bool, flags: tuple[str, ...], verdict: str
 ) -> None:
     unsafe = {} if safe else {"layers.0.mlp.fc1": UnsafeLinear(1, 8225, (UnsafePair(0, (0, 1), 8225),))}
+    saturation = Saturation(safe, None, 10, 3456, unsafe)
     manifest = replace(
-        load_manifest(built / "onnx"), target=target, saturation=Saturation(safe, None, 10, 3456, unsafe)
+        load_manifest(built / "openvino"),
+        target=target,
+        saturation=saturation,
+        instruction_sets=exact_kinds(saturation),
     )
     assert cpu_verdict(manifest, replace(describe_machine(), isa_flags=flags)) == verdict
+
+
+def test_verdict_on_what_only_the_wrapper_makes_exact(site: Site, tmp_path: Path) -> None:
+    assert site.build(tmp_path / "wide", "--target", "arm64", "--runtime", "onnx").exit_code == 0
+    manifest = load_manifest(tmp_path / "wide" / "onnx")
+    verdict = cpu_verdict(manifest, replace(describe_machine(), isa_flags=("avx2",)))
+    assert verdict.endswith("can saturate here, but in vitedge's wrapper, which is slow then; build for avx2")
 
 
 def test_verdict_where_nothing_can_saturate(built: Path) -> None:

@@ -16,9 +16,11 @@ import numpy as np
 import pytest
 
 from tests.commands.conftest import Site, contents
+from vitedge.converters.golden import write_with_artifacts
 from vitedge.runtimes.bundle import load_bundle
 from vitedge.runtimes.errors import ArtifactError
 from vitedge.runtimes.golden import GOLDEN_FOLDER, Golden, load_golden, read_golden
+from vitedge.runtimes.instruction_sets import exact_kinds, kind_of
 from vitedge.runtimes.load import load_encoder
 from vitedge.runtimes.manifest import load_manifest
 from vitedge.runtimes.saturation import Saturation, UnsafeLinear
@@ -179,7 +181,7 @@ def test_nan_and_a_model_that_does_not_load_fail_inference(
             return {"last_hidden_state": np.full((8, 17, 48), np.nan, np.float32)}
 
     monkeypatch.setattr("vitedge.runtimes.selftest.load_encoder", lambda *_, **__: Broken())
-    found = selftest(golden, {"onnx": (built / "onnx", manifest)}, isa_flags={"asimd"})[-1]
+    found = selftest(golden, {"onnx": (built / "onnx", manifest)}, kind="arm64")[-1]
     assert (found.status, found.found) == ("fail", "last_hidden_state: NaN or infinity")
     assert "overflows in a lower precision" in str(found.cause)
 
@@ -187,7 +189,7 @@ def test_nan_and_a_model_that_does_not_load_fail_inference(
         raise ArtifactError("opset 99 is not supported")
 
     monkeypatch.setattr("vitedge.runtimes.selftest.load_encoder", refuses)
-    found = selftest(golden, {"onnx": (built / "onnx", manifest)}, isa_flags={"asimd"})[-1]
+    found = selftest(golden, {"onnx": (built / "onnx", manifest)}, kind="arm64")[-1]
     assert (found.status, found.found) == ("fail", "opset 99 is not supported")
     assert found.cause == "the runtime of this device does not load the model"
 
@@ -240,32 +242,67 @@ def test_a_runtime_older_than_the_manifest_asks_for(copy: Path) -> None:
     assert checks["inference", "onnx"]["cause"] == "an old runtime: pip install -U onnxruntime"
 
 
-def of_onnx(golden: Golden, built: Path, flags: set[str], *, unsafe: bool = False) -> dict[str, Check]:
-    """The self-test's steps for the ONNX artifact on a CPU with these flags, by name."""
-    manifest = load_manifest(built / "onnx")
+def steps(
+    golden: Golden, built: Path, flags: set[str], *, runtime: str = "onnx", unsafe: bool = False
+) -> dict[str, Check]:
+    """The self-test's steps for an artifact on a CPU with these flags, by name."""
+    manifest = load_manifest(built / runtime)
     if unsafe:
         saturation = Saturation(False, None, 1, 1, {"layers.0.mlp.fc1": UnsafeLinear(1, 1, ())})
-        manifest = replace(manifest, target="vnni", saturation=saturation)
-    checks = selftest(golden, {"onnx": (built / "onnx", manifest)}, isa_flags=flags)
+        exact = exact_kinds(saturation)
+        manifest = replace(manifest, target="vnni", saturation=saturation, instruction_sets=exact)
+    checks = selftest(golden, {runtime: (built / runtime, manifest)}, kind=kind_of(flags))
     return {check.step: check for check in checks}
 
 
 def test_saturation_is_told_from_the_certificate_and_the_cpu(bundled: Path, built: Path) -> None:
     """Before anything runs, and whether or not the golden images are among those that saturate."""
     golden = read_golden(bundled / GOLDEN_FOLDER)
-    told = of_onnx(golden, built, {"sse4_1", "avx2"}, unsafe=True)["cpu"]
+    told = steps(golden, built, {"sse4_1", "avx2"}, runtime="openvino", unsafe=True)["cpu"]
     assert told.status == "fail"
     assert told.found.startswith("made for vnni; this CPU is x86 without VNNI and adds pairs of products in 16 bits")
     assert "1 linears can exceed (layers.0.mlp.fc1)" in told.found
     assert told.cause == "saturation: build with --target avx2"
     for flags in ({"sse4_1", "avx2", "avx512_vnni"}, {"avx2", "amx_int8"}, {"asimd"}, {"asimd", "asimddp"}):
-        assert of_onnx(golden, built, flags, unsafe=True)["cpu"].status == "pass"
-    safe = of_onnx(golden, built, {"sse4_1", "avx2"})
+        assert steps(golden, built, flags, runtime="openvino", unsafe=True)["cpu"].status == "pass"
+    safe = steps(golden, built, {"sse4_1", "avx2"})
     assert (safe["cpu"].status, safe["cpu"].found) == ("pass", "x86: the integer sums are those of the host")
     assert safe["inference"].status == "pass"
-    unknown = of_onnx(golden, built, set(), unsafe=True)["cpu"]
+    unknown = steps(golden, built, set(), runtime="openvino", unsafe=True)["cpu"]
     assert unknown.status == "skip"
     assert "does not tell its instruction sets; the artifact is not exact on x86 CPUs without VNNI" in unknown.found
+
+
+def test_onnx_runtime_has_slower_kernels_that_do_not_saturate(bundled: Path, built: Path) -> None:
+    golden = read_golden(bundled / GOLDEN_FOLDER)
+    told = steps(golden, built, {"sse4_1", "avx2"}, unsafe=True)["cpu"]
+    assert told.status == "pass"
+    assert told.found.endswith("by slower kernels: --target avx2 is faster here")
+    unknown = steps(golden, built, set(), unsafe=True)["cpu"]
+    assert (unknown.status, unknown.found) == ("skip", "this CPU does not tell its instruction sets")
+
+
+@pytest.mark.parametrize("unsafe", [True, False])
+def test_saturation_is_a_cause_where_the_cpu_is_unknown(unsafe: bool, bundled: Path, built: Path) -> None:
+    golden = read_golden(bundled / GOLDEN_FOLDER)
+    bounds = golden.tolerances["openvino"]
+    strict = {"openvino": {**bounds, "any": replace(bounds["any"], min_sqnr_db=99.0)}}
+    failed = steps(replace(golden, tolerances=strict), built, set(), runtime="openvino", unsafe=unsafe)["inference"]
+    assert failed.status == "fail"
+    assert str(failed.cause).startswith("saturation, if this is an x86 CPU without VNNI") is unsafe
+
+
+def test_what_can_saturate_on_the_host_is_not_bundled(built: Path, tmp_path: Path) -> None:
+    """Its outputs here would be no measure for a device."""
+    folder = tmp_path / "openvino"
+    shutil.copytree(built / "openvino", folder)
+    saturation = Saturation(False, None, 1, 1, {"layers.0.mlp.fc1": UnsafeLinear(1, 1, ())})
+    manifest = replace(load_manifest(folder), target="vnni", saturation=saturation)
+    replace(manifest, instruction_sets=exact_kinds(saturation)).save(folder)
+    with pytest.raises(ArtifactError, match="made for vnni; on this CPU, x86 without VNNI, 1 of its linears can"):
+        write_with_artifacts(built / GOLDEN_FOLDER, {"openvino": folder}, tmp_path / "golden", kind="x86")
+    write_with_artifacts(built / GOLDEN_FOLDER, {"openvino": folder}, tmp_path / "golden", kind="x86-vnni")
+    assert "x86" not in read_golden(tmp_path / "golden").tolerances["openvino"]
 
 
 @pytest.mark.parametrize(
@@ -284,12 +321,12 @@ def test_each_kind_of_cpu_has_its_own_bound(bundled: Path, built: Path, flags: s
     bounds = golden.tolerances["onnx"]
     assert list(bounds) == ["x86-vnni", "x86", "arm64-dotprod", "arm64", "any"]
     strict = {**bounds, kind: replace(bounds[kind], min_sqnr_db=99.0)}
-    failed = of_onnx(replace(golden, tolerances={"onnx": strict}), built, flags)["inference"]
+    failed = steps(replace(golden, tolerances={"onnx": strict}), built, flags)["inference"]
     assert (failed.status, failed.numbers["min_sqnr_db"]) == ("fail", 99.0)
     others = {name: replace(bound, min_sqnr_db=99.0) for name, bound in bounds.items()} | {kind: bounds[kind]}
-    assert of_onnx(replace(golden, tolerances={"onnx": others}), built, flags)["inference"].status == "pass"
+    assert steps(replace(golden, tolerances={"onnx": others}), built, flags)["inference"].status == "pass"
     if kind != "any":
-        old = of_onnx(replace(golden, tolerances={"onnx": {"any": bounds["any"]}}), built, flags)
+        old = steps(replace(golden, tolerances={"onnx": {"any": bounds["any"]}}), built, flags)
         assert (old["cpu"].status, old["inference"].status) == ("fail", "skip")
         assert old["cpu"].found == f"expected a tolerance for {kind}, found any"
         assert f"no bound holds for {kind}" in old["inference"].found

@@ -17,9 +17,9 @@ from vitedge.runtimes.manifest import load_manifest
 from vitedge.runtimes.openvino import OpenVinoEncoder
 from vitedge.runtimes.selftest import Check, selftest
 
-FLAGS = describe_machine().isa_flags
+MACHINE = describe_machine()
 pytestmark = pytest.mark.skipif(
-    not {"avx512_bf16", "amx_bf16"} & set(FLAGS), reason="needs a CPU that computes in bfloat16"
+    not {"avx512_bf16", "amx_bf16"} & set(MACHINE.isa_flags), reason="needs a CPU that computes in bfloat16"
 )
 
 
@@ -33,7 +33,7 @@ def bfloat16(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
 
 
 def inference(golden: Golden, folder: Path) -> Check:
-    return selftest(golden, {"openvino": (folder, load_manifest(folder))}, isa_flags=FLAGS)[-1]
+    return selftest(golden, {"openvino": (folder, load_manifest(folder))}, kind=MACHINE.kind)[-1]
 
 
 def test_an_fp32_artifact_fails_and_a_lower_precision_is_named(
@@ -42,7 +42,9 @@ def test_an_fp32_artifact_fails_and_a_lower_precision_is_named(
     folder = built / "fp32" / "openvino"
     with pytest.MonkeyPatch.context() as usual:
         usual.setattr(OpenVinoEncoder, "_settings", lambda _, __: {"INFERENCE_PRECISION_HINT": "f32"})
-        golden = write_with_artifacts(built / GOLDEN_FOLDER, {"openvino": folder}, tmp_path / GOLDEN_FOLDER)
+        golden = write_with_artifacts(
+            built / GOLDEN_FOLDER, {"openvino": folder}, tmp_path / GOLDEN_FOLDER, kind=MACHINE.kind
+        )
         assert inference(golden, folder).status == "pass"
     failed = inference(golden, folder)
     assert failed.status == "fail"
@@ -54,7 +56,9 @@ def test_to_int8_it_is_less_than_rounding(built: Path, tmp_path: Path, bfloat16:
     folder = built / "openvino"
     with pytest.MonkeyPatch.context() as usual:
         usual.setattr(OpenVinoEncoder, "_settings", lambda _, __: {"INFERENCE_PRECISION_HINT": "f32"})
-        golden = write_with_artifacts(built / GOLDEN_FOLDER, {"openvino": folder}, tmp_path / GOLDEN_FOLDER)
+        golden = write_with_artifacts(
+            built / GOLDEN_FOLDER, {"openvino": folder}, tmp_path / GOLDEN_FOLDER, kind=MACHINE.kind
+        )
     found = OpenVinoEncoder(folder, threads=1)(golden.encoder_input())["last_hidden_state"]
     assert np.abs(found - golden.expected("openvino")["last_hidden_state"]).max() > 1e-3  # it is bfloat16
     assert inference(golden, folder).status == "pass"

@@ -38,7 +38,7 @@ def example(folder: Path) -> Manifest:
         runtime="onnx",
         precision="int8",
         target="avx2",
-        instruction_sets=("any",),
+        instruction_sets=("x86-vnni", "arm64-dotprod", "arm64"),
         minimum_runtime="1.17",
         files=(FileRecord("model.onnx", sha256_of(folder / "model.onnx"), len(MODEL)),),
         inputs=(TensorRecord("pixel_values", "float32", ("batch", 3, 32, 32), "NCHW"),),
@@ -140,7 +140,7 @@ def test_refuses_another_document(content: str, folder: Path) -> None:
         load_manifest(folder)
 
 
-@pytest.mark.parametrize("version", ["vitedge-artifact/4", "vitedge-artifact/2", "vitedge-report/1", None, 1])
+@pytest.mark.parametrize("version", ["vitedge-artifact/5", "vitedge-artifact/3", "vitedge-report/1", None, 1])
 def test_refuses_another_format(version: object, folder: Path) -> None:
     rewrite(folder, put("format", value=version))
     with pytest.raises(ArtifactError, match=rf"manifest\.json: expected format {FORMAT}, found {version}{ADVICE}"):
@@ -238,6 +238,10 @@ def test_a_value_of_another_type_is_refused_or_kept_out(key: str, value: object,
         (put("saturation", "proven_safe", value=None), "proven_safe is None, but 1"),
         (put("saturation", "unsafe", value={}), "proven_safe is False, but 0 linears"),
         (put("saturation", "pairs", value="many"), "expected a number of at least 0, found 'many'"),
+        (
+            put("instruction_sets", value=["x86"]),
+            "instruction_sets: expected x86-vnni, arm64-dotprod, arm64, as saturation says, found x86",
+        ),
         (put("saturation", "not_applicable", value=3), "expected a string, found 3"),
         (put("saturation", "unsafe", "layers.0.mlp.fc1", "worst", 0, "inputs", value=[4]), "ValueError"),
         (put("preprocessing", "height", value=0), "size within 4096"),

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from vitedge.benchmarks.machine import describe_machine
 from vitedge.console import Console
 from vitedge.converters.embed import take, write
 
@@ -28,5 +29,5 @@ def embed(artifact: Path, platform: str, out: Path, *, console: Console) -> Embe
     """
     subject = take(artifact, platform)
     with console.step(f"Running {subject.manifest.runtime} for the golden vectors, and writing {platform}"):
-        files = write(subject, platform, out)
+        files = write(subject, platform, out, kind=describe_machine().kind)
     return EmbedResult(out, platform, subject.manifest.runtime, files)

@@ -11,11 +11,10 @@ from vitedge.benchmarks.machine import Machine, describe_machine
 from vitedge.benchmarks.profile import Profile
 from vitedge.benchmarks.profile import profile as run_profile
 from vitedge.runtimes.encoder import DISTRIBUTIONS, installed_version, is_older
+from vitedge.runtimes.instruction_sets import X86, X86_VNNI
 from vitedge.runtimes.manifest import Manifest, artifact_folders, load_manifest, verify_files
 
 # CPUs with one of these add four products of bytes in 32 bits, or widen first: nothing saturates.
-_VNNI = frozenset({"avx_vnni", "avx512_vnni"})
-_ARM = frozenset({"neon", "asimd"})
 
 
 @dataclass(frozen=True)
@@ -66,17 +65,23 @@ def _runtime_verdict(manifest: Manifest) -> str:
 
 def cpu_verdict(manifest: Manifest, machine: Machine) -> str:
     """Whether the artifact is exact on a machine, by its saturation certificate."""
-    saturation, vnni = manifest.saturation, _VNNI & set(machine.isa_flags)
+    saturation = manifest.saturation
     if manifest.target == "npu" and manifest.precision == "int8":
         return "exact on any CPU, and slow on it: made for accelerators"
     if saturation.not_applicable is not None:
         return "runs on any CPU"
     if saturation.proven_safe:
-        if manifest.target == "avx2" and vnni:
+        if manifest.target == "avx2" and machine.kind == X86_VNNI:
             return "exact on this CPU; it has VNNI, for which --target vnni is more accurate"
         return "exact on this CPU"
-    if vnni or _ARM & set(machine.isa_flags):
+    return _unsafe_verdict(manifest, machine.kind)
+
+
+def _unsafe_verdict(manifest: Manifest, kind: str) -> str:
+    if kind in manifest.instruction_sets:
         return "exact on this CPU; not on x86 CPUs without VNNI"
-    known = "this CPU has no VNNI" if machine.isa_flags else "this CPU reports no instruction sets; if it has no VNNI"
-    count = f"{len(saturation.unsafe)} of {saturation.linears} linears"
+    known = "this CPU has no VNNI" if kind == X86 else "this CPU reports no instruction sets; if it has no VNNI"
+    count = f"{len(manifest.saturation.unsafe)} of {manifest.saturation.linears} linears"
+    if X86 in manifest.exact_in_wrapper:
+        return f"{known}: {count} can saturate here, but in vitedge's wrapper, which is slow then; build for avx2"
     return f"{known}: {count} can saturate here and give wrong features; build for avx2"
