@@ -16,14 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from vitedge.benchmarks import adb
-from vitedge.benchmarks.adb import AdbDevice, ask, check_ready
+from vitedge.benchmarks.adb import AdbDevice, check_ready
 from vitedge.benchmarks.android import (
-    IDENTITY_SCRIPT,
-    STATE_SCRIPT,
     Android,
     AndroidState,
-    parse_identity,
-    parse_state,
+    identify,
+    state_after,
+    state_before,
     state_flags,
 )
 from vitedge.benchmarks.devices import DeviceError, DeviceResult
@@ -104,20 +103,18 @@ def measure_python_over_adb(device: PythonDevice, bundle: Path, *, threads: int,
         DeviceError: adb is missing, the device unknown, unauthorized or offline, or as in `measure_bundle`.
     """
     check_ready(device)
-    android = parse_identity(ask(device, IDENTITY_SCRIPT, "asking what it is"))
-    before = _state(device)
+    android, before = identify(device), state_before(device)
     result = measure_bundle(device, bundle, threads=threads, seconds=seconds)
-    return _with_android(result, android, before, _state(device))
+    after, doubts = state_after(device)
+    return _with_android(result, android, before, after, doubts)
 
 
-def _state(device: AdbDevice) -> AndroidState:
-    return parse_state(ask(device, STATE_SCRIPT, "asking for its state"))
-
-
-def _with_android(result: DeviceResult, android: Android, before: AndroidState, after: AndroidState) -> DeviceResult:
+def _with_android(
+    result: DeviceResult, android: Android, before: AndroidState, after: AndroidState, doubts: Sequence[str]
+) -> DeviceResult:
     told = {name: value for name, value in android.to_json().items() if value is not None and name not in _PYTHON_KNOWS}
     states = {"before": before.to_json(), "after": after.to_json()}
-    flags = list(state_flags(android, before, after))
+    flags = [*state_flags(android, before, after), *doubts]
     selftest, bench = result.selftest, result.bench
     if selftest is not None:
         selftest = {**selftest, "machine": {**selftest["machine"], **told}}

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from vitedge.benchmarks.adb import AdbDevice, ask
+from vitedge.benchmarks.devices import DeviceError
 from vitedge.benchmarks.machine import Sensors, cpu_model, isa_flags
 
 _MARK = "==vitedge "
@@ -155,6 +157,24 @@ def state_flags(device: Android, before: AndroidState, after: AndroidState) -> I
     first, last = before.temperature_celsius, after.temperature_celsius
     if first is not None and last is not None and last - first >= _WARMING_CELSIUS:
         yield f"the CPU warmed by {last - first:.0f} °C to {last:.0f} °C: longer runs may throttle"
+
+
+def identify(device: AdbDevice) -> Android:
+    """What a device is; raises `DeviceError` if it does not answer."""
+    return parse_identity(ask(device, IDENTITY_SCRIPT, "asking what it is"))
+
+
+def state_before(device: AdbDevice) -> AndroidState:
+    """Its state before a measurement; raises `DeviceError` if it does not answer."""
+    return parse_state(ask(device, STATE_SCRIPT, "asking for its state"))
+
+
+def state_after(device: AdbDevice) -> tuple[AndroidState, tuple[str, ...]]:
+    """Its state after one, and what to doubt if it does not answer any more: what was measured is not lost for that."""
+    try:
+        return state_before(device), ()
+    except DeviceError as error:
+        return parse_state(""), (f"nothing is known of the device's state afterwards: {error}",)
 
 
 def _sections(text: str) -> dict[str, str]:

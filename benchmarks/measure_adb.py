@@ -28,13 +28,13 @@ from vitedge.benchmarks.adb import (
     shell,
 )
 from vitedge.benchmarks.android import (
-    IDENTITY_SCRIPT,
     SENSORS_BEGIN,
     SENSORS_SCRIPT,
-    STATE_SCRIPT,
     AndroidState,
-    parse_identity,
+    identify,
     parse_state,
+    state_after,
+    state_before,
     state_flags,
 )
 from vitedge.benchmarks.benchmark_model import Delegate, ToolRun, arguments, parse_run
@@ -117,10 +117,9 @@ def measure_over_adb(
     with private_folder(device) as folder:
         tool, tool_sha256 = _tool(device, folder)
         models = [_pushed(device, model, folder) for model in models]
-        machine = parse_identity(ask(device, IDENTITY_SCRIPT, "asking what it is"))
-        before = _state(device)
+        machine, before = identify(device), state_before(device)
         rounds, sensors = _rounds(device, tool, models, threads=threads, seconds=seconds / _ROUNDS / len(models))
-        after = _state(device)
+        after, doubts = state_after(device)
     pair = _pair(device, models, rounds, sensors, threads)
     run = {
         "format": FORMAT,
@@ -133,7 +132,7 @@ def measure_over_adb(
         "before": before.to_json(),
         "after": after.to_json(),
         "pairs": {_RUNTIME: pair},
-        "flags": list(state_flags(machine, before, after)),
+        "flags": [*state_flags(machine, before, after), *doubts],
     }
     bench = {
         "format": "vitedge-benches/2",
@@ -170,10 +169,6 @@ def _tool(device: ToolDevice, folder: str) -> tuple[str, str | None]:
 def _pushed(device: ToolDevice, model: _Model, folder: str) -> _Model:
     there = f"{folder}/{model.manifest.precision}.tflite"
     return replace(model, there=there, compared=push(device, model.file, there, model.record))
-
-
-def _state(device: AdbDevice) -> AndroidState:
-    return parse_state(ask(device, STATE_SCRIPT, "asking for its state"))
 
 
 def _rounds(

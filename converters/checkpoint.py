@@ -145,7 +145,7 @@ def load_checkpoint(source: str, *, revision: str | None = None, image_size: int
     config = read_config(folder)
     weights, sha = read_weights(folder)
     sha.update((folder / "config.json").read_bytes())
-    weights = renamed(weights)
+    weights = renamed(folder, weights)
     classes = _is_classifier(config, weights, folder)
     pooler = not classes and "pooler.dense.weight" in weights
     check_weights(folder, weights, _model_class(config, classes, pooler, device="meta"))

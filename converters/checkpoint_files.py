@@ -20,6 +20,7 @@ from vitedge.runtimes.errors import CheckpointError
 
 _ARCHITECTURES = ("ViTModel", "ViTForImageClassification")
 _HUB_FILES = ("config.json", "preprocessor_config.json", "*.safetensors", "*.safetensors.index.json")
+_MAX_JSON_BYTES = 64 << 20
 
 # Old key names to new ones, applied in order to names without the "vit." prefix.
 _RENAMES = (
@@ -57,8 +58,10 @@ def read_json(path: Path, *, required: bool = True) -> dict[str, Any]:
     if not path.exists() and not required:
         return {}
     try:
-        document = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        if path.stat().st_size > _MAX_JSON_BYTES:
+            raise CheckpointError(f"{path}: expected at most {_MAX_JSON_BYTES} bytes, found {path.stat().st_size}")
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: expected a JSON file ({error})") from error
     if not isinstance(document, dict):
         raise CheckpointError(f"{path}: expected a JSON object, found {type(document).__name__}")
@@ -110,13 +113,19 @@ def read_weights(folder: Path) -> tuple[dict[str, torch.Tensor], "hashlib._Hash"
     return {name: tensor.float() for name, tensor in tensors.items()}, sha
 
 
-def renamed(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The same weights by the names of transformers 5, without the prefix of classifiers."""
+def renamed(folder: Path, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The same weights by the names of transformers 5, without the prefix of classifiers.
+
+    Raises:
+        CheckpointError: Two come to one name.
+    """
     renamed = {}
     for name, tensor in weights.items():
         new_name = name.removeprefix("vit.")
         for pattern, replacement in _RENAMES:
             new_name = re.sub(pattern, replacement, new_name)
+        if new_name in renamed:
+            raise CheckpointError(f"{folder}: two weights are {new_name}: one as {name}, one by another name")
         renamed[new_name] = tensor
     renamed.pop("embeddings.mask_token", None)  # used only in masked pretraining
     return renamed

@@ -6,7 +6,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vitedge.benchmarks.android import Android, AndroidState, parse_identity, parse_state, state_flags
+from vitedge.benchmarks import android
+from vitedge.benchmarks.adb import AdbDevice
+from vitedge.benchmarks.android import (
+    Android,
+    AndroidState,
+    parse_identity,
+    parse_state,
+    state_after,
+    state_before,
+    state_flags,
+)
+from vitedge.benchmarks.devices import DeviceError
 
 QUIET = AndroidState(
     frequency_mhz=3000.0,
@@ -24,6 +35,20 @@ PHONE = parse_identity(
     "/sys/devices/system/cpu/cpu0/cpufreq/cpuinfo_max_freq:1704000\n"
     "/sys/devices/system/cpu/cpu8/cpufreq/cpuinfo_max_freq:3000000\n"
 )
+
+
+def test_a_device_that_is_gone_afterwards_is_a_doubt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was measured is kept; before a measurement it is an error."""
+
+    def gone(device: AdbDevice, *_: str) -> str:
+        raise DeviceError(f"{device.name}: offline")
+
+    monkeypatch.setattr(android, "ask", gone)
+    state, doubts = state_after(AdbDevice("R5"))
+    assert state == parse_state("")
+    assert doubts == ("nothing is known of the device's state afterwards: adb:R5: offline",)
+    with pytest.raises(DeviceError, match="adb:R5: offline"):
+        state_before(AdbDevice("R5"))
 
 
 def test_identity_of_one_that_says_little() -> None:

@@ -106,6 +106,26 @@ def test_shards_are_read_and_paths_out_of_the_folder_refused(tmp_path):
             load_checkpoint(str(folder))
 
 
+def test_two_weights_of_one_name_are_refused(tmp_path):
+    folder = save_checkpoint(tmp_path / "m")
+    tensors = load_file(folder / "model.safetensors")
+    old = {f"vit.{name}": tensor.clone() for name, tensor in tensors.items() if name == "layernorm.weight"}
+    save_file({**tensors, **old}, folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"two weights are layernorm\.weight: one as (vit\.)?layernorm\.weight"):
+        load_checkpoint(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b" " * (65 << 20), "expected at most 67108864 bytes"), (b"[" * 200_000, "expected a JSON")],
+)
+def test_config_that_no_parser_should_see(tmp_path, content, message):
+    folder = save_checkpoint(tmp_path / "m")
+    (folder / "config.json").write_bytes(content)
+    with pytest.raises(CheckpointError, match=message):
+        load_checkpoint(str(folder))
+
+
 def test_random_weights_are_seeded():
     first, again, other = (random_checkpoint("vit-tiny-patch32-64", seed=seed) for seed in (0, 0, 1))
     np.testing.assert_array_equal(

@@ -27,7 +27,8 @@ struct TensorFormat {
         switch type {
         case "int8": return values.map { Int8(integer($0, 128)) }.withUnsafeBytes { Data($0) }
         case "int16": return values.map { Int16(integer($0, 32768)) }.withUnsafeBytes { Data($0) }
-        default: return values.withUnsafeBytes { Data($0) }
+        case "float32": return values.withUnsafeBytes { Data($0) }
+        default: preconditionFailure("values of \(type) are not written as numbers")
         }
     }
 
@@ -37,7 +38,8 @@ struct TensorFormat {
         switch type {
         case "int8": return data.values(Int8(0)).map(real)
         case "int16": return data.values(Int16(0)).map(real)
-        default: return data.values(Float(0))
+        case "float32": return data.values(Float(0))
+        default: preconditionFailure("values of \(type) are not read as numbers")
         }
     }
 }

@@ -19,7 +19,8 @@ class Format(val dtype: String, private val scale: Float, private val zeroPoint:
         when (dtype) {
             "int8" -> for (value in values) buffer.put(integer(value, 128f).toByte())
             "int16" -> for (value in values) buffer.putShort(integer(value, 32768f).toShort())
-            else -> for (value in values) buffer.putFloat(value)
+            "float32" -> for (value in values) buffer.putFloat(value)
+            else -> error("values of $dtype are not written as numbers")
         }
     }
 
@@ -29,7 +30,8 @@ class Format(val dtype: String, private val scale: Float, private val zeroPoint:
         return when (dtype) {
             "int8" -> FloatArray(count) { (buffer.get(it) - zeroPoint) * scale }
             "int16" -> FloatArray(count) { (buffer.getShort(it * 2) - zeroPoint) * scale }
-            else -> FloatArray(count) { buffer.getFloat(it * 4) }
+            "float32" -> FloatArray(count) { buffer.getFloat(it * 4) }
+            else -> error("values of $dtype are not read as numbers")
         }
     }
 }
