@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -17,6 +18,7 @@ import pytest
 from tests.benchmarks.measured import pair, report
 from tests.commands.conftest import CLASSES, LINEARS, Site, contents, names, report_of
 from tests.tiny import save_checkpoint, save_images
+from vitedge.benchmarks.machine import describe_machine
 from vitedge.commands import build
 from vitedge.runtimes.load import load_encoder
 from vitedge.runtimes.manifest import load_manifest
@@ -80,6 +82,20 @@ def test_build_warns_where_int8_is_not_clearly_faster(
     assert "TFLite: SLOWER than FP32 here (0.80× [0.79, 0.81]): use FP32 on this machine" in table
     # Within noise of the fastest INT8, and exact.
     assert "use FP32 on this machine: openvino FP32, 10.20 ms" in table
+
+
+@pytest.mark.parametrize(("target", "told"), [("vnni", True), ("avx2", False)])
+def test_accuracy_that_saturation_spoils_is_doubted(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str, told: bool
+) -> None:
+    """On a host without VNNI; in ONNX Runtime nothing saturates there."""
+    haswell = replace(describe_machine(), isa_flags=("avx2",))
+    monkeypatch.setattr(build, "describe_machine", lambda: haswell)
+    result = site.build(tmp_path / "out", "--target", target, "--runtime", "onnx,openvino")
+    assert result.exit_code == 0
+    warned = "warning: openvino: this CPU has no VNNI: 10 of 10 linears can saturate here and give wrong features"
+    assert (warned in " ".join(result.stderr.split())) is told
+    assert "warning: onnx: this CPU" not in result.stderr
 
 
 def test_second_build_replaces_the_first_whole(site: Site, tmp_path: Path) -> None:

@@ -14,8 +14,6 @@ from vitedge.runtimes.encoder import DISTRIBUTIONS, installed_version, is_older
 from vitedge.runtimes.instruction_sets import X86, X86_VNNI
 from vitedge.runtimes.manifest import Manifest, artifact_folders, load_manifest, verify_files
 
-# CPUs with one of these add four products of bytes in 32 bits, or widen first: nothing saturates.
-
 
 @dataclass(frozen=True)
 class Inspection:
