@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from vitedge.runtimes.instruction_sets import kind_of
+from vitedge.runtimes.instruction_sets import ANY, ARM64, kind_of
 
 # Instructions that decide which INT8, bfloat16 and float kernels a runtime picks, by Linux's names in /proc/cpuinfo.
 _X86_FLAGS = (
@@ -87,7 +87,9 @@ class Machine:
     @property
     def kind(self) -> str:
         """Which INT8 arithmetic its CPU has (`runtimes/instruction_sets.py`)."""
-        return kind_of(self.isa_flags)
+        kind = kind_of(self.isa_flags)
+        # Systems other than Linux tell no flags; what ARM64 has at least is known all the same.
+        return ARM64 if kind == ANY and self.architecture in ("aarch64", "arm64") else kind
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -270,7 +270,7 @@ def _manifest(row: Row, checkpoint: Checkpoint) -> Manifest:
         runtime=row.runtime,
         precision="fp32" if row.is_fp32 else "int8",
         target="vendor",
-        instruction_sets=KINDS,  # not known either: wrappers do not look at them
+        instruction_sets=KINDS,  # so that the wrapper leaves ONNX Runtime the kernels that a vendor's user gets
         minimum_runtime="0",
         files=tuple(FileRecord(path.name, sha256_of(path), path.stat().st_size) for path in files),
         inputs=(TensorRecord(INPUT, "float32", (1, shape.channels, shape.image_height, shape.image_width), "NCHW"),),

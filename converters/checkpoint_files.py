@@ -119,13 +119,15 @@ def renamed(folder: Path, weights: Mapping[str, torch.Tensor]) -> dict[str, torc
     Raises:
         CheckpointError: Two come to one name.
     """
-    renamed = {}
+    renamed: dict[str, torch.Tensor] = {}
+    names: dict[str, str] = {}
     for name, tensor in weights.items():
         new_name = name.removeprefix("vit.")
         for pattern, replacement in _RENAMES:
             new_name = re.sub(pattern, replacement, new_name)
         if new_name in renamed:
-            raise CheckpointError(f"{folder}: two weights are {new_name}: one as {name}, one by another name")
+            raise CheckpointError(f"{folder}: two weights are {new_name}: {names[new_name]} and {name}")
+        names[new_name] = name
         renamed[new_name] = tensor
     renamed.pop("embeddings.mask_token", None)  # used only in masked pretraining
     return renamed

@@ -28,7 +28,6 @@ from vitedge.runtimes.errors import ArtifactError
 from vitedge.runtimes.golden import GOLDEN_FILE, GOLDEN_FOLDER, Golden
 from vitedge.runtimes.instruction_sets import ANY
 from vitedge.runtimes.manifest import Manifest, TensorRecord, load_manifest, verify_files
-from vitedge.runtimes.onnx import x64_quant_precision
 from vitedge.runtimes.tflite import quantize
 
 MARK = Mark("embed.json", "vitedge-embed/1", "folder that vitedge embed made")
@@ -149,7 +148,6 @@ def values(subject: Subject, golden: Golden) -> Mapping[str, Any]:
         "rescale_factor": repr(contract.rescale_factor),
         **{f"mean{index}": repr(value) for index, value in enumerate(contract.mean)},
         **{f"std{index}": repr(value) for index, value in enumerate(contract.std)},
-        "x64_quant_precision": x64_quant_precision(manifest),
         "input_name": first.name,
         "input_dtype": first.dtype,
         "input_layout": first.layout,

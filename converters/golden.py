@@ -159,9 +159,10 @@ def _check_origin(golden: Golden, path: Path) -> None:
 
 def _check_exact(path: Path, kind: str) -> None:
     manifest = load_manifest(path)
-    if kind == X86 and X86 not in manifest.exact_in_wrapper:
+    if kind in (X86, ANY) and X86 not in manifest.exact_in_wrapper:
+        what = "x86 without VNNI" if kind == X86 else "which may be x86 without VNNI"
         raise ArtifactError(
-            f"{path}: made for {manifest.target}; on this CPU, x86 without VNNI, {len(manifest.saturation.unsafe)} of"
+            f"{path}: made for {manifest.target}; on this CPU, {what}, {len(manifest.saturation.unsafe)} of"
             " its linears can saturate, so that what it gives here is no measure for a device; leave it out, do this on"
             " a host with VNNI or on ARM64, or build with --target avx2"
         )

@@ -5,7 +5,8 @@ x86-vnni        adds products of bytes in 32 bits (AVX-VNNI, AVX-512 VNNI, AMX)
 x86             adds pairs of them in 16 bits, which can saturate (`saturation.py`)
 arm64-dotprod   adds four of them in 32 bits
 arm64           widens each product before it is added
-any             a CPU that does not tell its flags, as on other systems than Linux
+
+Of a CPU that does not tell its flags, as on other systems than Linux, nothing is known: its kind is `any`.
 """
 
 from collections.abc import Collection
@@ -25,7 +26,7 @@ _FLAGS = (
 
 
 def kind_of(isa_flags: Collection[str]) -> str:
-    """The kind of a CPU with these flags, in Linux's spelling; `any` if none of them is known."""
+    """The kind of a CPU with these flags, in Linux's spelling; `any` if none of them tells."""
     return next((kind for kind, flags in _FLAGS if flags & set(isa_flags)), ANY)
 
 

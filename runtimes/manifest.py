@@ -100,8 +100,8 @@ class Manifest:
 
     @property
     def exact_in_wrapper(self) -> tuple[str, ...]:
-        """The kinds of CPU that the wrapper in `runtimes` is exact on. ONNX Runtime's asks for slower kernels where
-        others would saturate (`onnx.x64_quant_precision`).
+        """The kinds of CPU that the wrapper in `runtimes` is exact on. ONNX Runtime's takes slower kernels where
+        others saturate (`onnx.saturates_here`).
         """
         return KINDS if self.runtime == "onnx" else self.instruction_sets
 

@@ -119,7 +119,7 @@ def _cpu(golden: Golden, name: str, manifest: Manifest, kind: str) -> Check:
         return Check("cpu", name, "fail", found, "saturation: build with --target avx2")
     if kind == ANY:
         but = "" if X86 in manifest.exact_in_wrapper else "; the artifact is not exact on x86 CPUs without VNNI"
-        return Check("cpu", name, "skip", f"this CPU does not tell its instruction sets{but}")
+        return Check("cpu", name, "skip", f"this CPU is of no kind that vitedge knows{but}")
     if kind not in golden.tolerances[name]:
         found = f"expected a tolerance for {kind}, found {', '.join(golden.tolerances[name])}"
         return Check("cpu", name, "fail", found, "the bundle was made by an older vitedge: make it again")

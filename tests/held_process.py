@@ -2,9 +2,11 @@
 
     python tests/held_process.py registers ARTIFACT
     python tests/held_process.py product
+    python tests/held_process.py saturates
 
 `registers` runs an artifact and prints which AVX-512 registers this thread has used since: a kernel that uses them
-leaves values in them. `product` prints an ONNX Runtime product of 255 · 127 + 255 · 127, which AVX2 alone saturates.
+leaves values in them. `product` prints an ONNX Runtime product of 255 · 127 + 255 · 127, which AVX2 alone saturates;
+`saturates` prints whether the wrapper finds that out.
 """
 
 import ctypes
@@ -57,5 +59,12 @@ def product() -> int:
     return int(session.run(None, {"a": a, "b": b})[0][0, 0])
 
 
+def saturates() -> int:
+    from vitedge.runtimes.onnx import saturates_here
+
+    return int(saturates_here())
+
+
 if __name__ == "__main__":
-    print(registers(Path(sys.argv[2])) if sys.argv[1] == "registers" else product())
+    what = {"registers": lambda: registers(Path(sys.argv[2])), "product": product, "saturates": saturates}
+    print(what[sys.argv[1]]())

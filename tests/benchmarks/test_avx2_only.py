@@ -100,6 +100,7 @@ def child(*arguments: str, environment: Any = None) -> int:
 def test_onnx_runtime_saturates_as_without_vnni(hold: Hold) -> None:
     assert child("product") == EXACT
     assert child("product", environment=hold.environment) == SATURATED
+    assert [child("saturates"), child("saturates", environment=hold.environment)] == [0, 1]
 
 
 @needs_vnni

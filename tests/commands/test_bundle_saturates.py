@@ -24,7 +24,7 @@ WITHOUT_OPTION = """
 import sys
 sys.path.insert(0, ".")
 from vitedge.runtimes import onnx
-onnx.x64_quant_precision = lambda manifest: "0"
+onnx.saturates_here = lambda: False
 """
 
 

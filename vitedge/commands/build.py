@@ -7,20 +7,18 @@ and memory in fresh processes; put everything in place at once.
 
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from vitedge.benchmarks.machine import describe_machine
 from vitedge.benchmarks.measure import measure_all
 from vitedge.benchmarks.results import BenchReport
 from vitedge.calibration.images import ImageSet, batches, hold_out, refuse_overlap, scan, too_few_warning
 from vitedge.commands.clock import Clock
 from vitedge.commands.cpu import choose_recipes, plan_for_cpu
-from vitedge.commands.inspect import cpu_verdict
 from vitedge.commands.npu import plan_for_npu, read_plan
 from vitedge.commands.request import NPU, BuildRequest
 from vitedge.commands.verify import judge
@@ -37,7 +35,6 @@ from vitedge.quantization.search import SearchResult
 from vitedge.report.images import IMAGES_FOLDER, write_images
 from vitedge.runtimes.errors import GateFailedError, PlanError
 from vitedge.runtimes.golden import GOLDEN_FOLDER
-from vitedge.runtimes.instruction_sets import X86
 from vitedge.runtimes.load import load_encoder
 from vitedge.runtimes.manifest import Manifest, load_manifest
 
@@ -109,7 +106,7 @@ def build(request: BuildRequest, console: Console) -> BuildResult:
         if evaluation is not None and not request.random_weights:
             write_images(new / IMAGES_FOLDER, evaluation, {name: own.per_image for name, own in built.accuracy.items()})
         failures = tuple(f"{name}: {failure}" for name in request.runtimes for failure in built.failures(name, request))
-        for doubt in (*_inexact(built.manifests), *_doubts(built.accuracy, request)):
+        for doubt in _doubts(built.accuracy, request):
             console.warn(doubt)
         bench = None
         if request.bench_seconds and request.target != NPU and (not failures or request.keep_failing):
@@ -300,14 +297,6 @@ class _Site:
     @property
     def _record(self) -> Mapping[str, object]:
         return {"digest": self.calibration.digest, "images": len(self.calibration.paths)}
-
-
-def _inexact(manifests: Mapping[str, Manifest]) -> Iterator[str]:
-    """Artifacts whose accuracy here is none that a device would see."""
-    machine = describe_machine()
-    for runtime, manifest in manifests.items():
-        if machine.kind == X86 and X86 not in manifest.exact_in_wrapper:
-            yield f"{runtime}: {cpu_verdict(manifest, machine)}"
 
 
 def _doubts(accuracy: Mapping[str, AccuracyReport], request: BuildRequest) -> tuple[str, ...]:

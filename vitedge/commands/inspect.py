@@ -78,8 +78,12 @@ def cpu_verdict(manifest: Manifest, machine: Machine) -> str:
 def _unsafe_verdict(manifest: Manifest, kind: str) -> str:
     if kind in manifest.instruction_sets:
         return "exact on this CPU; not on x86 CPUs without VNNI"
-    known = "this CPU has no VNNI" if kind == X86 else "this CPU reports no instruction sets; if it has no VNNI"
+    known = (
+        "this CPU has no VNNI"
+        if kind == X86
+        else "this CPU is of no kind that vitedge knows; if it is x86 without VNNI"
+    )
     count = f"{len(manifest.saturation.unsafe)} of {manifest.saturation.linears} linears"
     if X86 in manifest.exact_in_wrapper:
-        return f"{known}: {count} can saturate here, but in vitedge's wrapper, which is slow then; build for avx2"
+        return f"{known}: exact in vitedge's wrapper, by slower kernels; in other programs {count} can saturate"
     return f"{known}: {count} can saturate here and give wrong features; build for avx2"

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from vitedge.benchmarks.machine import describe_machine
 from vitedge.calibration.images import ImageSet, batches, scan
 from vitedge.console import Console
 from vitedge.converters.checkpoint import Checkpoint
@@ -11,6 +12,7 @@ from vitedge.converters.source import source_checkpoint
 from vitedge.quantization.accuracy import AccuracyReport, Comparison
 from vitedge.quantization.gates import Gates, check, doubts
 from vitedge.runtimes.errors import ArtifactError
+from vitedge.runtimes.instruction_sets import X86
 from vitedge.runtimes.load import load_encoder
 from vitedge.runtimes.manifest import Manifest, artifact_folders, load_manifest
 
@@ -33,6 +35,9 @@ def judge(
     """
     reference = checkpoint.reference()
     encoders = {name: load_encoder(folder) for name, folder in folders.items()}
+    for name, encoder in encoders.items():
+        if doubt := _saturation_doubt(encoder.manifest):
+            console.warn(f"{name}: {doubt}")
     comparisons = {name: Comparison() for name in folders}
     done = 0
     with console.bar("Comparing with PyTorch FP32", len(images.paths)) as advance:
@@ -48,6 +53,17 @@ def judge(
         name: comparison.result(labels=images.labels, model_labels=checkpoint.labels)
         for name, comparison in comparisons.items()
     }
+
+
+def _saturation_doubt(manifest: Manifest) -> str | None:
+    """What makes accuracy that is measured here none that a device would see."""
+    unsafe = manifest.saturation.unsafe
+    if describe_machine().kind != X86 or X86 in manifest.exact_in_wrapper:
+        return None
+    return (
+        f"{len(unsafe)} of {manifest.saturation.linears} linears can saturate on this CPU, which has no VNNI: accuracy"
+        f" below is of that, not of the CPUs that --target {manifest.target} is for; judge there"
+    )
 
 
 @dataclass(frozen=True)

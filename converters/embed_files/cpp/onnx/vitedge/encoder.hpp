@@ -32,8 +32,6 @@ class Encoder {
     Handle<OrtSessionOptions> settings(nullptr, api_->ReleaseSessionOptions);
     check(api_->CreateSessionOptions(out(settings)), path);
     if (options.threads > 0) check(api_->SetIntraOpNumThreads(settings.get(), options.threads), path);
-    check(api_->AddSessionConfigEntry(settings.get(), "session.x64quantprecision", contract::kX64QuantPrecision.data()),
-          path);
     check(api_->CreateSessionFromArray(env_.get(), model.data(), model.size(), settings.get(), out(session_)), path);
     check(api_->CreateCpuMemoryInfo(OrtArenaAllocator, OrtMemTypeDefault, out(memory_)), path);
   }

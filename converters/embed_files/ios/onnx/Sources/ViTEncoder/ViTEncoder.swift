@@ -12,7 +12,6 @@ public final class ViTEncoder {
         environment = try ORTEnv(loggingLevel: .warning)
         let options = try ORTSessionOptions()
         if threads > 0 { try options.setIntraOpNumThreads(threads) }
-        try options.addConfigEntry(withKey: "session.x64quantprecision", value: Contract.x64QuantPrecision)
         session = try ORTSession(env: environment, modelPath: try Model.path(in: folder), sessionOptions: options)
     }
 

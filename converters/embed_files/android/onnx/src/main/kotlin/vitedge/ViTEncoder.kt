@@ -46,7 +46,6 @@ class ViTEncoder(model: ByteBuffer, threads: Int = 0) : AutoCloseable {
 
     private fun open(model: ByteBuffer, threads: Int): OrtSession = OrtSession.SessionOptions().use { options ->
         if (threads > 0) options.setIntraOpNumThreads(threads)
-        options.addConfigEntry("session.x64quantprecision", Contract.X64_QUANT_PRECISION)
         try {
             environment.createSession(model, options)
         } catch (error: OrtException) {
