@@ -131,8 +131,7 @@ def _opencv() -> ModuleType:
         return importlib.import_module("cv2")
     except ImportError as error:
         raise RuntimeMissingError(
-            f"OpenCV decodes image files and cannot be imported ({error}); every runtime's extra brings it:"
-            " pip install 'vitedge[onnx]'"
+            f"OpenCV decodes image files and cannot be imported ({error}): pip install opencv-python-headless"
         ) from error
 
 
