@@ -266,7 +266,7 @@ def test_refuses_an_unreadable_file(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_without_opencv_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cv2", None)
-    with pytest.raises(RuntimeMissingError, match=r"OpenCV.*pip install 'vitedge\[onnx\]'"):
+    with pytest.raises(RuntimeMissingError, match=r"OpenCV.*: pip install opencv-python-headless"):
         read(AWKWARD["rgb.png"])
     with pytest.raises(ImageError, match="GIF"):  # what needs no decoder still says what is wrong
         read(REFUSED["gif"][0])
