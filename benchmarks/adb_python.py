@@ -21,8 +21,8 @@ from vitedge.benchmarks.android import (
     Android,
     AndroidState,
     identify,
+    read_state,
     state_after,
-    state_before,
     state_flags,
 )
 from vitedge.benchmarks.devices import DeviceError, DeviceResult
@@ -103,7 +103,7 @@ def measure_python_over_adb(device: PythonDevice, bundle: Path, *, threads: int,
         DeviceError: adb is missing, the device unknown, unauthorized or offline, or as in `measure_bundle`.
     """
     check_ready(device)
-    android, before = identify(device), state_before(device)
+    android, before = identify(device), read_state(device)
     result = measure_bundle(device, bundle, threads=threads, seconds=seconds)
     after, doubts = state_after(device)
     return _with_android(result, android, before, after, doubts)

@@ -164,15 +164,15 @@ def identify(device: AdbDevice) -> Android:
     return parse_identity(ask(device, IDENTITY_SCRIPT, "asking what it is"))
 
 
-def state_before(device: AdbDevice) -> AndroidState:
-    """Its state before a measurement; raises `DeviceError` if it does not answer."""
+def read_state(device: AdbDevice) -> AndroidState:
+    """The state of a device now; raises `DeviceError` if it does not answer."""
     return parse_state(ask(device, STATE_SCRIPT, "asking for its state"))
 
 
 def state_after(device: AdbDevice) -> tuple[AndroidState, tuple[str, ...]]:
-    """Its state after one, and what to doubt if it does not answer any more: what was measured is not lost for that."""
+    """Its state after a measurement, which is not lost if the device does not tell: then there is a doubt."""
     try:
-        return state_before(device), ()
+        return read_state(device), ()
     except DeviceError as error:
         return parse_state(""), (f"nothing is known of the device's state afterwards: {error}",)
 

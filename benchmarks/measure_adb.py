@@ -33,8 +33,8 @@ from vitedge.benchmarks.android import (
     AndroidState,
     identify,
     parse_state,
+    read_state,
     state_after,
-    state_before,
     state_flags,
 )
 from vitedge.benchmarks.benchmark_model import Delegate, ToolRun, arguments, parse_run
@@ -117,7 +117,7 @@ def measure_over_adb(
     with private_folder(device) as folder:
         tool, tool_sha256 = _tool(device, folder)
         models = [_pushed(device, model, folder) for model in models]
-        machine, before = identify(device), state_before(device)
+        machine, before = identify(device), read_state(device)
         rounds, sensors = _rounds(device, tool, models, threads=threads, seconds=seconds / _ROUNDS / len(models))
         after, doubts = state_after(device)
     pair = _pair(device, models, rounds, sensors, threads)

@@ -34,7 +34,6 @@ from vitedge.converters.lower import RUNTIMES, export_error
 from vitedge.quantization.accuracy import AccuracyReport, Comparison
 from vitedge.runtimes.encoder import FloatArray, RuntimeEncoder
 from vitedge.runtimes.errors import CheckpointError
-from vitedge.runtimes.instruction_sets import KINDS
 from vitedge.runtimes.load import load_encoder
 from vitedge.runtimes.manifest import (
     FileRecord,
@@ -270,7 +269,6 @@ def _manifest(row: Row, checkpoint: Checkpoint) -> Manifest:
         runtime=row.runtime,
         precision="fp32" if row.is_fp32 else "int8",
         target="vendor",
-        instruction_sets=KINDS,  # so that the wrapper leaves ONNX Runtime the kernels that a vendor's user gets
         minimum_runtime="0",
         files=tuple(FileRecord(path.name, sha256_of(path), path.stat().st_size) for path in files),
         inputs=(TensorRecord(INPUT, "float32", (1, shape.channels, shape.image_height, shape.image_width), "NCHW"),),

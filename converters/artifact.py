@@ -12,7 +12,6 @@ from vitedge.converters.checkpoint import Checkpoint
 from vitedge.quantization.encoder import EncoderShape
 from vitedge.quantization.integer_grid import Grid
 from vitedge.quantization.saved_plan import SavedPlan
-from vitedge.runtimes.instruction_sets import exact_kinds
 from vitedge.runtimes.manifest import FileRecord, Manifest, Operations, TensorRecord, sha256_of
 from vitedge.runtimes.saturation import Saturation
 
@@ -54,7 +53,6 @@ def build_manifest(
         runtime=runtime,
         precision="int8" if operations.integer else "fp32",
         target=plan.target,
-        instruction_sets=exact_kinds(saturation),
         minimum_runtime=minimum_runtime,
         files=records,
         inputs=(tensor("pixel_values", tuple(sizes[x] for x in layout), layout, checkpoint.preprocessing.dtype),),

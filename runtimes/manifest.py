@@ -71,7 +71,6 @@ class Operations:
 class Manifest:
     """The contents of `manifest.json`.
 
-    `instruction_sets` are the kinds of CPU (`instruction_sets.py`) that the artifact is exact on, by `saturation`.
     `source` names the checkpoint (source, revision, digest, random_weights); `calibration` the images it was
     calibrated on; `tools` the versions that made it. `opsets` are the operator sets that an ONNX model needs of its
     engine, version by domain (`ai.onnx` is the standard one); empty for other runtimes. `accuracy` and `latency` are
@@ -81,7 +80,6 @@ class Manifest:
     runtime: str
     precision: str
     target: str
-    instruction_sets: tuple[str, ...]
     minimum_runtime: str
     files: tuple[FileRecord, ...]
     inputs: tuple[TensorRecord, ...]
@@ -97,6 +95,11 @@ class Manifest:
     opsets: Mapping[str, int]
     accuracy: Mapping[str, Any] | None = None
     latency: Mapping[str, Any] | None = None
+
+    @property
+    def instruction_sets(self) -> tuple[str, ...]:
+        """The kinds of CPU (`instruction_sets.py`) that the artifact is exact on, in any program."""
+        return exact_kinds(self.saturation)
 
     @property
     def exact_in_wrapper(self) -> tuple[str, ...]:
@@ -119,7 +122,8 @@ class Manifest:
         return replace(self, **measured)  # type: ignore[arg-type]
 
     def to_json(self) -> dict[str, Any]:
-        return {"format": FORMAT, **asdict(self), "preprocessing": self.preprocessing.to_json()}
+        derived = {"instruction_sets": self.instruction_sets, "preprocessing": self.preprocessing.to_json()}
+        return {"format": FORMAT, **asdict(self), **derived}
 
     def save(self, folder: Path) -> None:
         """Writes `folder/manifest.json`."""
@@ -221,7 +225,6 @@ def _parse(document: Any) -> Manifest:
         runtime=runtime,
         precision=text(document["precision"]),
         target=text(document["target"]),
-        instruction_sets=many(document["instruction_sets"], text),
         minimum_runtime=text(document["minimum_runtime"]),
         files=many(document["files"], _file),
         inputs=many(document["inputs"], _tensor),
@@ -245,6 +248,12 @@ def _parse(document: Any) -> Manifest:
         latency=None if document["latency"] is None else mapping(document["latency"]),
     )
     _check(manifest)
+    told = many(document["instruction_sets"], text)
+    if told != manifest.instruction_sets:
+        raise ArtifactError(
+            f"instruction_sets: expected {', '.join(manifest.instruction_sets)}, as saturation says, found"
+            f" {', '.join(told) or 'none'}"
+        )
     return manifest
 
 
@@ -264,12 +273,6 @@ def _check(manifest: Manifest) -> None:
         raise ArtifactError(
             f"input {first.name}: pixels as they are need dtype uint8 in preprocessing and input, in the order NHWC;"
             f" found {manifest.preprocessing.dtype}, {first.dtype} and {first.layout}"
-        )
-    exact = exact_kinds(manifest.saturation)
-    if manifest.instruction_sets != exact:
-        raise ArtifactError(
-            f"instruction_sets: expected {', '.join(exact)}, as saturation says, found"
-            f" {', '.join(manifest.instruction_sets) or 'none'}"
         )
     operations = manifest.operations
     if not 0 <= operations.integer_macs <= operations.total_macs or not operations.total_macs:

@@ -1,6 +1,7 @@
 """Tiny seeded models and images that the tests build in code."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,10 @@ import torch
 from safetensors.torch import save_file
 from transformers import ViTConfig, ViTForImageClassification, ViTModel
 
+from vitedge.converters.checkpoint import Checkpoint
 from vitedge.quantization.encoder import Encoder, EncoderShape, FloatArray
+from vitedge.quantization.plan import TARGETS, Plan, Recipe
+from vitedge.quantization.quantize import Calibration, make_plan, observe
 
 SHARED = Path(__file__).parents[2] / "shared"
 needs_shared = pytest.mark.skipif(
@@ -61,6 +65,27 @@ def random_encoder(shape: EncoderShape = SHAPE, seed: int = 0) -> Encoder:
 def random_pixels(shape: EncoderShape = SHAPE, count: int = 4, seed: int = 1) -> FloatArray:
     dims = (count, shape.channels, shape.image_height, shape.image_width)
     return np.random.default_rng(seed).uniform(-1, 1, dims).astype(np.float32)
+
+
+def planned(
+    checkpoint: Checkpoint,
+    target: str = "avx2",
+    *,
+    recipes: Mapping[str, Recipe] | None = None,
+    pixels: FloatArray | None = None,
+) -> tuple[Plan, Encoder]:
+    """A plan of a tiny checkpoint with one strength of smoothing, calibrated on two random images unless others are
+    given; and the smoothed encoder.
+    """
+    given = random_pixels(checkpoint.encoder.shape, count=2) if pixels is None else pixels
+    return make_plan(
+        checkpoint.encoder,
+        Calibration(observe(checkpoint.encoder, [given]), lambda: [given], (-1, 1), "images"),
+        recipes=recipes or TARGETS[target],
+        target=target,
+        checkpoint_digest=checkpoint.origin.digest,
+        strengths=(0.7,),
+    )
 
 
 def sqnr_db(expected: FloatArray, found: FloatArray) -> float:

@@ -13,8 +13,8 @@ from vitedge.benchmarks.android import (
     AndroidState,
     parse_identity,
     parse_state,
+    read_state,
     state_after,
-    state_before,
     state_flags,
 )
 from vitedge.benchmarks.devices import DeviceError
@@ -48,7 +48,7 @@ def test_a_device_that_is_gone_afterwards_is_a_doubt(monkeypatch: pytest.MonkeyP
     assert state == parse_state("")
     assert doubts == ("nothing is known of the device's state afterwards: adb:R5: offline",)
     with pytest.raises(DeviceError, match="adb:R5: offline"):
-        state_before(AdbDevice("R5"))
+        read_state(AdbDevice("R5"))
 
 
 def test_identity_of_one_that_says_little() -> None:

@@ -11,15 +11,13 @@ from typing import Any
 
 import pytest
 
-from tests.tiny import random_pixels, save_checkpoint
+from tests.tiny import planned, save_checkpoint
 from vitedge.benchmarks.avx2_only import Hold, holding, main
 from vitedge.benchmarks.cpuid_sites import cpuid_sites
 from vitedge.benchmarks.machine import AVX2_ONLY, describe_machine
 from vitedge.benchmarks.process import BenchmarkError
 from vitedge.converters.checkpoint import load_checkpoint
 from vitedge.converters.lower import RUNTIMES, lower
-from vitedge.quantization.plan import TARGETS
-from vitedge.quantization.quantize import Calibration, make_plan, observe
 
 CHILD = Path(__file__).parents[1] / "held_process.py"
 ROOT = Path(__file__).parents[2]
@@ -73,16 +71,7 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """INT8 artifacts of a tiny encoder, and their FP32 twins, by runtime."""
     folder = tmp_path_factory.mktemp("artifacts")
     checkpoint = load_checkpoint(str(save_checkpoint(folder / "checkpoint")))
-    pixels = random_pixels(checkpoint.encoder.shape, count=2)
-    calibration = Calibration(observe(checkpoint.encoder, [pixels]), lambda: [pixels], (-1, 1), "images")
-    plan, smoothed = make_plan(
-        checkpoint.encoder,
-        calibration,
-        recipes=TARGETS["avx2"],
-        target="avx2",
-        checkpoint_digest=checkpoint.origin.digest,
-        strengths=(0.7,),
-    )
+    plan, smoothed = planned(checkpoint)
     shared: dict[str, Any] = {"checkpoint": checkpoint, "plan": plan, "batch": 1, "calibration": {}}
     for runtime in RUNTIMES:
         lower(runtime, folder / "int8" / runtime, encoder=smoothed, linears=plan.linears(runtime), **shared)

@@ -17,7 +17,6 @@ from vitedge.benchmarks.measure import BenchmarkError, Rival, interleaved, measu
 from vitedge.benchmarks.process import torch_command, worker_command
 from vitedge.benchmarks.speedup import speedup_of
 from vitedge.runtimes.errors import ArtifactError
-from vitedge.runtimes.instruction_sets import KINDS
 from vitedge.runtimes.manifest import FileRecord, Manifest, Operations, TensorRecord, sha256_of
 from vitedge.runtimes.preprocess import Preprocessing
 from vitedge.runtimes.saturation import Saturation
@@ -113,7 +112,6 @@ def save_artifact(folder: Path, precision: str) -> Path:
         runtime="onnx",
         precision=precision,
         target="avx2",
-        instruction_sets=KINDS,
         minimum_runtime="1.16",
         files=(FileRecord(path.name, sha256_of(path), path.stat().st_size),),
         inputs=(TensorRecord("pixel_values", "float32", ("batch", 3, 8, 8), "NCHW"),),

@@ -18,14 +18,13 @@ import pytest
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.tools import flatbuffer_utils
 
-from tests.tiny import REAL_ENCODER, needs_shared, random_pixels, save_checkpoint
+from tests.tiny import REAL_ENCODER, needs_shared, planned, save_checkpoint
 from vitedge.benchmarks.machine import describe_machine
 from vitedge.benchmarks.profile import Profile, profile
 from vitedge.converters.checkpoint import Checkpoint, load_checkpoint
 from vitedge.converters.lower import lower
 from vitedge.quantization.encoder import Encoder
 from vitedge.quantization.plan import TARGETS, Plan, Recipe
-from vitedge.quantization.quantize import Calibration, make_plan, observe
 from vitedge.runtimes.manifest import FileRecord, load_manifest, sha256_of
 
 FLAGS = set(describe_machine().isa_flags)
@@ -38,18 +37,10 @@ class Site:
     """A plan of one checkpoint for a target, and its artifacts."""
 
     def __init__(self, checkpoint: Checkpoint, target: str, recipes: Mapping[str, Recipe] | None = None) -> None:
-        pixels = random_pixels(checkpoint.encoder.shape, count=2)
         self.checkpoint = checkpoint
         self.plan: Plan
         self.smoothed: Encoder
-        self.plan, self.smoothed = make_plan(
-            checkpoint.encoder,
-            Calibration(observe(checkpoint.encoder, [pixels]), lambda: [pixels], (-1, 1), "images"),
-            recipes=recipes or TARGETS[target],
-            target=target,
-            checkpoint_digest=checkpoint.origin.digest,
-            strengths=(0.7,),
-        )
+        self.plan, self.smoothed = planned(checkpoint, target, recipes=recipes)
 
     def lowered(self, folder: Path, runtime: str, *, floating: tuple[str, ...] = (), portable: bool = False) -> Path:
         """An artifact whose manifest calls all linears integer; those that end in one of `floating` are not."""

@@ -18,7 +18,6 @@ from vitedge.benchmarks import vendor_recipes
 from vitedge.benchmarks.machine import describe_machine
 from vitedge.benchmarks.vendor_recipes import DEFAULT_RECIPES, Recipe
 from vitedge.commands.inspect import cpu_verdict
-from vitedge.runtimes.instruction_sets import exact_kinds
 from vitedge.runtimes.manifest import load_manifest
 from vitedge.runtimes.saturation import Saturation, UnsafeLinear, UnsafePair
 
@@ -332,12 +331,7 @@ def test_verdict_on_a_cpu_is_the_certificates(
 ) -> None:
     unsafe = {} if safe else {"layers.0.mlp.fc1": UnsafeLinear(1, 8225, (UnsafePair(0, (0, 1), 8225),))}
     saturation = Saturation(safe, None, 10, 3456, unsafe)
-    manifest = replace(
-        load_manifest(built / "openvino"),
-        target=target,
-        saturation=saturation,
-        instruction_sets=exact_kinds(saturation),
-    )
+    manifest = replace(load_manifest(built / "openvino"), target=target, saturation=saturation)
     assert cpu_verdict(manifest, replace(describe_machine(), isa_flags=flags)) == verdict
 
 

@@ -20,7 +20,7 @@ from vitedge.converters.golden import write_with_artifacts
 from vitedge.runtimes.bundle import load_bundle
 from vitedge.runtimes.errors import ArtifactError
 from vitedge.runtimes.golden import GOLDEN_FOLDER, Golden, load_golden, read_golden
-from vitedge.runtimes.instruction_sets import exact_kinds, kind_of
+from vitedge.runtimes.instruction_sets import kind_of
 from vitedge.runtimes.load import load_encoder
 from vitedge.runtimes.manifest import load_manifest
 from vitedge.runtimes.saturation import Saturation, UnsafeLinear
@@ -249,8 +249,7 @@ def steps(
     manifest = load_manifest(built / runtime)
     if unsafe:
         saturation = Saturation(False, None, 1, 1, {"layers.0.mlp.fc1": UnsafeLinear(1, 1, ())})
-        exact = exact_kinds(saturation)
-        manifest = replace(manifest, target="vnni", saturation=saturation, instruction_sets=exact)
+        manifest = replace(manifest, target="vnni", saturation=saturation)
     checks = selftest(golden, {runtime: (built / runtime, manifest)}, kind=kind_of(flags))
     return {check.step: check for check in checks}
 
@@ -297,8 +296,7 @@ def test_what_can_saturate_on_the_host_is_not_bundled(built: Path, tmp_path: Pat
     folder = tmp_path / "openvino"
     shutil.copytree(built / "openvino", folder)
     saturation = Saturation(False, None, 1, 1, {"layers.0.mlp.fc1": UnsafeLinear(1, 1, ())})
-    manifest = replace(load_manifest(folder), target="vnni", saturation=saturation)
-    replace(manifest, instruction_sets=exact_kinds(saturation)).save(folder)
+    replace(load_manifest(folder), target="vnni", saturation=saturation).save(folder)
     for kind, what in (("x86", "x86 without VNNI"), ("any", "which may be x86 without VNNI")):
         with pytest.raises(ArtifactError, match=f"made for vnni; on this CPU, {what}, 1 of its linears can"):
             write_with_artifacts(built / GOLDEN_FOLDER, {"openvino": folder}, tmp_path / "golden", kind=kind)

@@ -6,12 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.tiny import random_pixels, save_checkpoint
+from tests.tiny import planned, random_pixels, save_checkpoint
 from vitedge.converters.checkpoint import load_checkpoint
 from vitedge.converters.folders import REPORT_FILE, REPORT_FORMAT, check_replaceable, replacing_folder
 from vitedge.converters.lower import RUNTIMES, export_error, lower
-from vitedge.quantization.plan import TARGETS
-from vitedge.quantization.quantize import Calibration, make_plan, observe
 from vitedge.runtimes.errors import ConversionError, OutputError
 
 
@@ -97,14 +95,7 @@ def test_other_errors_keep_their_name(tmp_path: Path) -> None:
 def test_export_error_passes_the_right_model_and_refuses_a_wrong_one(runtime: str, tmp_path: Path) -> None:
     checkpoint = load_checkpoint(str(save_checkpoint(tmp_path / "model")))
     pixels = random_pixels()
-    plan, _ = make_plan(
-        checkpoint.encoder,
-        Calibration(observe(checkpoint.encoder, [pixels]), lambda: [pixels], (-1, 1), "i"),
-        recipes=TARGETS["avx2"],
-        target="avx2",
-        checkpoint_digest="c",
-        strengths=(0.7,),
-    )
+    plan, _ = planned(checkpoint, pixels=pixels)
     common = {"checkpoint": checkpoint, "plan": plan, "batch": None, "calibration": {"digest": "i", "images": 4}}
     expected = checkpoint.reference()(pixels)
     lower(runtime, tmp_path / "right", encoder=checkpoint.encoder, linears={}, **common)

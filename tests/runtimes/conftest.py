@@ -6,13 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.tiny import random_pixels, save_checkpoint
+from tests.tiny import planned, random_pixels, save_checkpoint
 from vitedge.converters.checkpoint import Checkpoint, load_checkpoint
 from vitedge.converters.lower import RUNTIMES, lower
 from vitedge.quantization.encoder import Encoder, FloatArray, forward
 from vitedge.quantization.fake import fake_quantized_linear
-from vitedge.quantization.plan import TARGETS, Plan
-from vitedge.quantization.quantize import Calibration, make_plan, observe
+from vitedge.quantization.plan import Plan
 
 CLASSES = 5
 
@@ -38,15 +37,7 @@ class Artifacts:
 def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Artifacts:
     root = tmp_path_factory.mktemp("artifacts")
     checkpoint = load_checkpoint(str(save_checkpoint(root / "model", classes=CLASSES)))
-    pixels = random_pixels(count=16)
-    plan, smoothed = make_plan(
-        checkpoint.encoder,
-        Calibration(observe(checkpoint.encoder, [pixels]), lambda: [pixels], (-1, 1), "images"),
-        recipes=TARGETS["avx2"],
-        target="avx2",
-        checkpoint_digest=checkpoint.origin.digest,
-        strengths=(0.7,),
-    )
+    plan, smoothed = planned(checkpoint, pixels=random_pixels(count=16))
 
     def lowered(runtime: str, batch: int | None) -> Path:
         folder = root / str(batch) / runtime

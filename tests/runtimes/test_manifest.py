@@ -38,7 +38,6 @@ def example(folder: Path) -> Manifest:
         runtime="onnx",
         precision="int8",
         target="avx2",
-        instruction_sets=("x86-vnni", "arm64-dotprod", "arm64"),
         minimum_runtime="1.17",
         files=(FileRecord("model.onnx", sha256_of(folder / "model.onnx"), len(MODEL)),),
         inputs=(TensorRecord("pixel_values", "float32", ("batch", 3, 32, 32), "NCHW"),),

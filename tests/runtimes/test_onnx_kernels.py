@@ -6,13 +6,13 @@ import numpy as np
 import onnx
 import pytest
 
-from tests.tiny import random_pixels, save_checkpoint
+from tests.tiny import planned, random_pixels, save_checkpoint
 from vitedge.benchmarks.machine import describe_machine
 from vitedge.converters.checkpoint import load_checkpoint
 from vitedge.converters.lower import lower
 from vitedge.quantization.plan import TARGETS
-from vitedge.quantization.quantize import Calibration, make_plan, observe
 from vitedge.runtimes import onnx as wrapper
+from vitedge.runtimes.instruction_sets import X86
 from vitedge.runtimes.manifest import load_manifest
 from vitedge.runtimes.onnx import OnnxEncoder
 
@@ -22,16 +22,7 @@ def artifact(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     """Of the target vnni, which can saturate, and of avx2, which cannot."""
     folder = tmp_path_factory.mktemp("kernels")
     checkpoint = load_checkpoint(str(save_checkpoint(folder / "checkpoint")))
-    pixels = random_pixels(checkpoint.encoder.shape, count=2)
-    calibration = Calibration(observe(checkpoint.encoder, [pixels]), lambda: [pixels], (-1, 1), "images")
-    plan, smoothed = make_plan(
-        checkpoint.encoder,
-        calibration,
-        recipes={"onnx": TARGETS[request.param]["onnx"]},
-        target=request.param,
-        checkpoint_digest=checkpoint.origin.digest,
-        strengths=(0.7,),
-    )
+    plan, smoothed = planned(checkpoint, request.param, recipes={"onnx": TARGETS[request.param]["onnx"]})
     lower(
         "onnx",
         folder / "onnx",
@@ -73,21 +64,20 @@ def test_slower_kernels_where_it_would_saturate(
     assert weight_types(tmp_path / "optimized.onnx") == {unsigned if saturates and unsafe else signed}
 
 
-def test_both_kernels_give_the_same(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slower_kernels_differ_only_where_the_others_saturate(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    differ = wrapper.saturates_here() and load_manifest(artifact).target == "vnni"
     pixels = random_pixels(load_checkpoint(str(artifact.parent / "checkpoint")).encoder.shape, count=2)
     found = []
     for saturates in (False, True):
         monkeypatch.setattr(wrapper, "saturates_here", lambda answer=saturates: answer)
         found.append(OnnxEncoder(artifact, threads=1)(pixels)["last_hidden_state"])
-    if "avx512_vnni" in describe_machine().isa_flags:
-        np.testing.assert_allclose(found[0], found[1], atol=1e-4)
+    assert (np.abs(found[0] - found[1]).max() > 1e-4) == differ
 
 
-def test_the_product_that_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_product_that_is_asked_for() -> None:
     model = onnx.load_from_string(wrapper._PRODUCT)
     onnx.checker.check_model(model)
     assert [node.op_type for node in model.graph.node] == ["MatMulInteger"]
     types = [value.type.tensor_type.elem_type for value in (*model.graph.input, *model.graph.output)]
     assert types == [onnx.TensorProto.UINT8, onnx.TensorProto.INT8, onnx.TensorProto.INT32]
-    if describe_machine().kind in ("x86-vnni", "arm64-dotprod", "arm64"):
-        assert not wrapper.saturates_here()
+    assert wrapper.saturates_here() == (describe_machine().kind == X86)

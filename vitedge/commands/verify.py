@@ -35,9 +35,10 @@ def judge(
     """
     reference = checkpoint.reference()
     encoders = {name: load_encoder(folder) for name, folder in folders.items()}
+    kind = describe_machine().kind
     for name, encoder in encoders.items():
-        if doubt := _saturation_doubt(encoder.manifest):
-            console.warn(f"{name}: {doubt}")
+        if kind == X86 and X86 not in encoder.manifest.exact_in_wrapper:
+            console.warn(f"{name}: {_saturation_doubt(encoder.manifest)}")
     comparisons = {name: Comparison() for name in folders}
     done = 0
     with console.bar("Comparing with PyTorch FP32", len(images.paths)) as advance:
@@ -55,14 +56,12 @@ def judge(
     }
 
 
-def _saturation_doubt(manifest: Manifest) -> str | None:
+def _saturation_doubt(manifest: Manifest) -> str:
     """What makes accuracy that is measured here none that a device would see."""
-    unsafe = manifest.saturation.unsafe
-    if describe_machine().kind != X86 or X86 in manifest.exact_in_wrapper:
-        return None
+    saturation = manifest.saturation
     return (
-        f"{len(unsafe)} of {manifest.saturation.linears} linears can saturate on this CPU, which has no VNNI: accuracy"
-        f" below is of that, not of the CPUs that --target {manifest.target} is for; judge there"
+        f"{len(saturation.unsafe)} of {saturation.linears} linears can saturate on this CPU, which has no VNNI:"
+        f" accuracy below is of that, not of the CPUs that --target {manifest.target} is for; judge there"
     )
 
 
