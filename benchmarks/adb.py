@@ -8,12 +8,11 @@ import re
 import secrets
 import shlex
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vitedge.benchmarks.devices import DeviceError, failed_before, last_line
+from vitedge.benchmarks.devices import DeviceError, DeviceResult, cleaned_up, last_line
 from vitedge.runtimes.manifest import FileRecord
 
 # The one place where Android lets the shell's user write and execute.
@@ -76,7 +75,7 @@ def check_ready(device: AdbDevice) -> None:
 
 
 def check_space(device: AdbDevice, needed_bytes: int) -> None:
-    """Checks the free space where `private_folder` makes its folder.
+    """Checks the free space where `in_private_folder` makes its folder.
 
     Raises:
         DeviceError: It is too little, or the device does not say.
@@ -93,23 +92,27 @@ def check_space(device: AdbDevice, needed_bytes: int) -> None:
         )
 
 
-@contextmanager
-def private_folder(device: AdbDevice) -> Iterator[str]:
-    """A new folder on the device that only its shell's user can enter, removed at the end.
+def in_private_folder(device: AdbDevice, work: Callable[[str], DeviceResult]) -> DeviceResult:
+    """Works in a new folder on the device that only its shell's user can enter, and removes it.
+
+    Returns:
+        What `work` gave for the folder, and what is left there if that could not be removed.
 
     Raises:
-        DeviceError: It cannot be made, or, with the folder's name, not be removed.
+        DeviceError: It cannot be made.
     """
     folder = f"{_PLACE}/vitedge-{secrets.token_hex(8)}"
-    try:
+
+    def in_new_folder() -> DeviceResult:
         ask(device, f"mkdir -m 700 {folder}", "making a folder")
-        yield folder
-    finally:
-        if why := _remove(device, folder):
-            raise DeviceError(
-                f"{failed_before(device.name)}{folder} could not be removed ({why}); remove it:"
-                f" adb -s {device.serial} shell rm -r {folder}"
-            )
+        return work(folder)
+
+    def clean_up() -> str | None:
+        why = _remove(device, folder)
+        by_hand = f"remove it: adb -s {device.serial} shell rm -r {folder}"
+        return f"{folder} could not be removed ({why}); {by_hand}" if why else None
+
+    return cleaned_up(device.name, in_new_folder, clean_up)
 
 
 def push(device: AdbDevice, source: Path, destination: str, record: FileRecord) -> str:
@@ -203,7 +206,7 @@ def wait(device: AdbDevice) -> None:
 
 
 def killable(folder: str, words: Sequence[str]) -> str:
-    """A line that runs words, which end when `private_folder` removes that folder: adb leaves them running."""
+    """A line that runs words, which end when `in_private_folder` removes that folder: adb leaves them running."""
     pid = f"{folder}/{_PID}"
     start = shlex.quote(f'echo $$ > {pid}; exec "$@"')
     return f"sh -c {start} sh {shlex.join(words)} 2>&1; code=$?; rm -f {pid}"

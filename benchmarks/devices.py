@@ -1,9 +1,8 @@
 """What a measurement on a device gives, and how it fails, however the device is reached."""
 
 import subprocess
-import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from vitedge.runtimes.errors import VitedgeError
@@ -20,11 +19,13 @@ class DeviceResult:
     `selftest` is the document of `python -m vitedge.device selftest --json`; None where no Python ran, as with
     `benchmark_model`.
     `bench` is that of `bench --json`, or of `measure_over_adb`; None if the files did not arrive whole.
+    `left` says what could not be removed there, and how to; None if the device is as it was.
     """
 
     device: str
     selftest: dict[str, Any] | None
     bench: dict[str, Any] | None
+    left: str | None = None
 
     @property
     def passed(self) -> bool:
@@ -47,13 +48,28 @@ class DeviceResult:
             yield from (f"doubt: {flag}" for flag in run["flags"])
 
     def to_json(self) -> dict[str, Any]:
-        return {"format": "vitedge-device/1", "device": self.device, "selftest": self.selftest, "bench": self.bench}
+        return {"format": "vitedge-device/1", **asdict(self)}
 
 
-def failed_before(name: str) -> str:
-    """How the message of a clean-up that failed begins: with the error that led to it, or else with the device."""
-    first = sys.exception()
-    return f"{first}; and " if isinstance(first, VitedgeError) else f"{name}: "
+def cleaned_up(name: str, work: Callable[[], DeviceResult], clean_up: Callable[[], str | None]) -> DeviceResult:
+    """What `work` gave. A clean-up that fails after it costs no measurement; one after an error is told with that.
+
+    Args:
+        name: Of the device.
+        work: Measures there.
+        clean_up: Removes what that left there, also after an interrupt; says what is still there, or None.
+
+    Raises:
+        DeviceError: As `work` does; or, after an error or interrupt, something could not be removed.
+    """
+    try:
+        result = work()
+    except BaseException as error:
+        if left := clean_up():
+            first = f"{error}; and " if isinstance(error, VitedgeError) else f"{name}: "
+            raise DeviceError(f"{first}{left}") from error
+        raise
+    return replace(result, left=clean_up())
 
 
 def last_line(result: subprocess.CompletedProcess[str]) -> str:

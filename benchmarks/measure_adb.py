@@ -21,8 +21,8 @@ from vitedge.benchmarks.adb import (
     check_ready,
     check_space,
     failure,
+    in_private_folder,
     killable,
-    private_folder,
     push,
     sha256_there,
     shell,
@@ -114,12 +114,18 @@ def measure_over_adb(
     models = [_model(folder) for folder in (artifact, twin) if folder is not None]
     check_ready(device)
     check_space(device, sum(model.record.size_bytes for model in models) + _tool_bytes(device))
-    with private_folder(device) as folder:
-        tool, tool_sha256 = _tool(device, folder)
-        models = [_pushed(device, model, folder) for model in models]
-        machine, before = identify(device), read_state(device)
-        rounds, sensors = _rounds(device, tool, models, threads=threads, seconds=seconds / _ROUNDS / len(models))
-        after, doubts = state_after(device)
+    return in_private_folder(device, lambda folder: _measured(device, models, folder, threads, seconds))
+
+
+def _measured(
+    device: ToolDevice, models: Sequence[_Model], folder: str, threads: int, seconds: float
+) -> DeviceResult:
+    """As `measure_over_adb`, in a folder there."""
+    tool, tool_sha256 = _tool(device, folder)
+    models = [_pushed(device, model, folder) for model in models]
+    machine, before = identify(device), read_state(device)
+    rounds, sensors = _rounds(device, tool, models, threads=threads, seconds=seconds / _ROUNDS / len(models))
+    after, doubts = state_after(device)
     pair = _pair(device, models, rounds, sensors, threads)
     run = {
         "format": FORMAT,

@@ -12,12 +12,11 @@ import secrets
 import subprocess
 import tarfile
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any, Protocol
 
-from vitedge.benchmarks.devices import DeviceError, DeviceResult, failed_before, last_line
+from vitedge.benchmarks.devices import DeviceError, DeviceResult, cleaned_up, last_line
 from vitedge.runtimes.bundle import load_bundle
 from vitedge.runtimes.encoder import DISTRIBUTIONS
 from vitedge.runtimes.errors import ArtifactError
@@ -116,7 +115,8 @@ def measure_bundle(remote: Remote, bundle: Path, *, threads: int, seconds: float
     size_bytes = sum(path.stat().st_size for path in bundle.rglob("*") if path.is_file())
     runtimes = [DISTRIBUTIONS[name] for name in load_bundle(bundle).artifacts]
     place = _probe(remote, int(size_bytes * _SPACE_FACTOR) + (_ENVIRONMENT_BYTES if remote.install else 0), runtimes)
-    with _private_folder(remote, place) as folder:
+
+    def work(folder: str) -> DeviceResult:
         _push(remote, bundle, folder)
         python = _environment(remote, folder) if remote.install else remote.python
         options = ["--threads", str(threads), "--json"]
@@ -126,7 +126,9 @@ def measure_bundle(remote: Remote, bundle: Path, *, threads: int, seconds: float
             options += ["--seconds", str(seconds)]
             words = [python, "-m", "vitedge.device", "bench", *options]
             bench = _ask(remote, folder, words, "vitedge-benches/2", seconds * len(runtimes))
-    return DeviceResult(remote.name, selftest, bench)
+        return DeviceResult(remote.name, selftest, bench)
+
+    return _in_private_folder(remote, place, work)
 
 
 def _probe(remote: Remote, needed_bytes: int, runtimes: Sequence[str]) -> str:
@@ -164,25 +166,26 @@ def _probed(remote: Remote, reply: Any) -> tuple[tuple[int, ...], str, int, tupl
     return found
 
 
-@contextmanager
-def _private_folder(remote: Remote, place: str) -> Iterator[str]:
-    """A new folder on the device that only its user can enter, removed at the end. It is named here, so that no
+def _in_private_folder(remote: Remote, place: str, work: Callable[[str], DeviceResult]) -> DeviceResult:
+    """Works in a new folder on the device that only its user can enter, and removes it. It is named here, so that no
     interrupt leaves one that nobody knows.
     """
     folder = f"{place.rstrip('/')}/vitedge-{secrets.token_hex(8)}"
-    try:
+
+    def in_new_folder() -> DeviceResult:
         made = _run(remote, [remote.python, "-c", _MAKE, folder])
         if made.returncode:
             raise DeviceError(f"{remote.name}: cannot make {folder} there: {last_line(made)}")
-        yield folder
-    finally:
-        before = failed_before(remote.name)
+        return work(folder)
+
+    def clean_up() -> str | None:
         try:
             removed = _remove(remote, folder)
         except DeviceError as error:
-            raise DeviceError(f"{before}{error}; {folder} is left there: remove it when the device is back") from error
-        if removed.returncode:
-            raise DeviceError(f"{before}{folder} could not be removed ({last_line(removed)}); remove it there")
+            return f"{error}; {folder} is left there: remove it when the device is back"
+        return f"{folder} could not be removed ({last_line(removed)}); remove it there" if removed.returncode else None
+
+    return cleaned_up(remote.name, in_new_folder, clean_up)
 
 
 def _remove(remote: Remote, folder: str) -> subprocess.CompletedProcess[str]:

@@ -132,11 +132,14 @@ def _bench_on_device(artifact: Path, device: Any, threads: int, seconds: float, 
     from vitedge.commands.device_bench import bench_on_device
     from vitedge.runtimes.errors import GateFailedError
 
-    result = bench_on_device(artifact, device, threads=threads, seconds=seconds, console=Console(quiet=quiet))
+    console = Console(quiet=quiet)
+    result = bench_on_device(artifact, device, threads=threads, seconds=seconds, console=console)
     if as_json:
         print_json(result.to_json())
     else:
         sys.stdout.writelines(f"{line}\n" for line in result.lines())
+    if result.left is not None:
+        console.warn(f"{device.name}: measured, but {result.left}")
     if not result.passed:
         raise GateFailedError(f"{device.name}: the self-test failed there")
 

@@ -349,12 +349,30 @@ def test_connection_lost_for_good(
     assert f"remove it: adb -s {phone.serial} shell rm -r /data/local/tmp/{folder}" in result.stderr
 
 
-def test_folder_that_cannot_be_removed(site: Site, built: Path, phone: AdbDevice, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_removed_costs_no_measurement(
+    site: Site, built: Path, phone: AdbDevice, tmp_path: Path
+) -> None:
     phone.program("rm", "echo 'rm: Operation not permitted' >&2; exit 1")
-    result = bench(site, built, phone, tool(tmp_path))
-    assert result.exit_code == 2
+    result = bench(site, built, phone, tool(tmp_path), "--json")
+    assert result.exit_code == 0, result.stderr
     (folder,) = phone.left()
-    assert f"{folder} could not be removed (rm: Operation not permitted); remove it" in result.stderr
+    left = f"{folder} could not be removed (rm: Operation not permitted); remove it: adb -s {phone.serial} shell rm -r"
+    assert f"warning: adb:{phone.serial}: measured, but /data/local/tmp/{left}" in result.stderr
+    document = json.loads(result.stdout)
+    assert left in document["left"]
+    assert document["bench"]["runs"][0]["pairs"]["tflite"]["speedup"] is not None
+
+
+def test_a_phone_that_is_gone_at_the_clean_up_costs_no_measurement(
+    site: Site, built: Path, phone: AdbDevice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vitedge.benchmarks.adb._RETURN_SECONDS", 1.0)
+    phone.drops_on, phone.drops = "rm -rf", 99
+    result = bench(site, built, phone, tool(tmp_path), "--json")
+    assert result.exit_code == 0, result.stderr
+    (folder,) = phone.left()
+    assert f"measured, but /data/local/tmp/{folder} could not be removed (no answer within 1 s: " in result.stderr
+    assert json.loads(result.stdout)["bench"]["runs"][0]["pairs"]["tflite"]["speedup"] is not None
 
 
 def test_interrupt_leaves_nothing(built: Path, phone: AdbDevice, tmp_path: Path) -> None:

@@ -195,6 +195,23 @@ def test_connection_lost_for_good(site: Site, built: Path, phone: AdbDevice, mon
     assert result.stderr.count("; and ") == 1  # what failed first is said too
 
 
+def test_a_phone_that_is_gone_at_the_clean_up_costs_no_measurement(
+    site: Site, built: Path, phone: AdbDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vitedge.benchmarks.adb._RETURN_SECONDS", 1.0)
+    phone.install_termux()
+    phone.drops_on, phone.drops = "rmtree", 99
+    result = bench(site, built / "onnx", phone, "--json")
+    assert result.exit_code == 0, result.stderr
+    (left,) = (phone.termux / "usr/tmp").iterdir()
+    assert f"/data/data/com.termux/files/usr/tmp/{left.name} is left there: remove it" in result.stderr
+    document = json.loads(result.stdout)
+    assert document["left"].endswith("is left there: remove it when the device is back")
+    (run,) = document["bench"]["runs"]
+    assert run["pairs"]["onnx"]["artifact"]["latency_median_ms"] > 0
+    assert any(flag.startswith("nothing is known of the device's state afterwards") for flag in run["flags"])
+
+
 def running(phone: AdbDevice) -> list[str]:
     """Command lines of what works on the phone, in Termux's temporary folder."""
     found = []
