@@ -26,7 +26,7 @@ from vitedge.converters.folders import Mark, replacing_folder
 from vitedge.converters.golden import write_with_artifacts
 from vitedge.runtimes.errors import ArtifactError
 from vitedge.runtimes.golden import GOLDEN_FILE, GOLDEN_FOLDER, Golden
-from vitedge.runtimes.instruction_sets import ANY
+from vitedge.runtimes.instruction_sets import ANY, X86
 from vitedge.runtimes.manifest import Manifest, TensorRecord, load_manifest, verify_files
 from vitedge.runtimes.tflite import quantize
 
@@ -153,6 +153,7 @@ def values(subject: Subject, golden: Golden) -> Mapping[str, Any]:
         "input_layout": first.layout,
         "input_scale": _scale(first),
         "input_zero_point": _zero_point(first),
+        "exact_on_x86": str(X86 in manifest.instruction_sets).lower(),
         "tokens": shapes["last_hidden_state"][0],
         "hidden": shapes["last_hidden_state"][1],
         "classes": len(manifest.labels),

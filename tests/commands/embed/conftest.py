@@ -1,12 +1,18 @@
-"""Builds whose input or outputs are integers, which the tests of several platforms embed."""
+"""Builds that the tests of several platforms embed, and a CPU without VNNI for them to run on."""
 
 import json
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.commands.conftest import Site
+from vitedge.benchmarks.avx2_only import holding
+from vitedge.benchmarks.machine import describe_machine
 from vitedge.runtimes.manifest import load_manifest
+
+needs_avx2 = pytest.mark.skipif("avx2" not in describe_machine().isa_flags, reason="this CPU has no AVX2")
 
 
 @pytest.fixture(scope="session")
@@ -31,3 +37,29 @@ def pixels_in(site: Site, tmp_path_factory: pytest.TempPathFactory) -> Path:
     result = site.build(out, "--input", "uint8")
     assert result.exit_code == 0, result.output
     return out
+
+
+@pytest.fixture(scope="session")
+def for_vnni(site: Site, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An ONNX artifact that can saturate on x86 CPUs without VNNI."""
+    out = tmp_path_factory.mktemp("vnni") / "out"
+    result = site.build(out, "--target", "vnni", "--runtime", "onnx")
+    assert result.exit_code == 0, result.output
+    return out / "onnx"
+
+
+@pytest.fixture
+def held_to_avx2(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Programs that a test starts have ONNX Runtime's kernels for CPUs without VNNI."""
+    with holding() as hold:
+        for name, value in hold.environment.items():
+            monkeypatch.setenv(name, value)
+        yield
+        assert hold.answers(), "nothing was held"
+
+
+def claim_exact(contract: Path) -> None:
+    """Has an app's contract say what is not so: that the artifact cannot saturate."""
+    before = contract.read_text()
+    contract.write_text(re.sub(r"(exact_?on_?x86 = )false", r"\1true", before, flags=re.IGNORECASE))
+    assert contract.read_text() != before

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from tests.commands.conftest import CLASSES, Site
+from tests.commands.embed.conftest import claim_exact, needs_avx2
 from tests.commands.embed.jvm import (
     Jvm,
     javac,
@@ -141,6 +142,19 @@ def check_against_python(app: App, out: Path) -> None:
 @pytest.mark.parametrize("runtime", KOTLIN)
 def test_outputs_are_those_of_python(runtime: str, apps: Mapping[str, App], tmp_path: Path) -> None:
     check_against_python(apps[runtime], tmp_path / "found")
+
+
+@needs_avx2
+def test_an_artifact_for_vnni_does_not_saturate_without(
+    site: Site, for_vnni: Path, libraries: Mapping[str, Jvm], held_to_avx2: None, tmp_path: Path
+) -> None:
+    app = embedded(site, for_vnni, tmp_path / "app", libraries)
+    code, output = app.junit("InferenceTest")
+    assert code == 0, output
+    claim_exact(app.folder / "src/main/kotlin/vitedge/Contract.kt")
+    code, output = compiled(app.folder, "onnx", libraries).junit("InferenceTest")
+    assert code == 1
+    assert re.search(r"AssertionError: .*cosine ", output), output
 
 
 def test_integers_at_the_boundary(site: Site, integers: Path, libraries: Mapping[str, Jvm], tmp_path: Path) -> None:

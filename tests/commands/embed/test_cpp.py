@@ -12,6 +12,7 @@ import pytest
 
 from tests.arm64 import CPUS, Arm64, needs_arm64
 from tests.commands.conftest import CLASSES, Site
+from tests.commands.embed.conftest import claim_exact, needs_avx2
 from tests.npm import ONNX_RUNTIME, needs_npm, npm_package
 from vitedge.runtimes.golden import load_golden
 from vitedge.runtimes.preprocess import resize
@@ -159,6 +160,23 @@ def test_on_arm64_outputs_equal_those_of_python_there(runtime: str, site: Site, 
         assert python.returncode == 0, python.stderr
         difference = last_hidden_state(app / "found.bin") - last_hidden_state(app / "expected.bin")
         assert np.abs(difference).max() <= 1e-5
+
+
+@needs_avx2
+def test_an_artifact_for_vnni_does_not_saturate_without(
+    site: Site, for_vnni: Path, held_to_avx2: None, tmp_path: Path
+) -> None:
+    app = tmp_path / "app"
+    assert site.vitedge("embed", for_vnni, "--platform", "cpp", "--out", app).exit_code == 0
+    program = compiled(app, "onnx", installed("onnxruntime"))
+    result = run(program)
+    assert result.returncode == 0, result.stdout + result.stderr
+    claim_exact(app / "vitedge" / "contract.hpp")
+    subprocess.run(["cmake", "--build", str(program.parent)], check=True, capture_output=True)
+    result = run(program)
+    assert result.returncode == 1
+    assert "preprocessing  pass" in result.stdout
+    assert "inference      FAIL" in result.stdout
 
 
 @both
