@@ -34,7 +34,7 @@ from vitedge.runtimes.preprocess import PixelValues
 
 STRENGTHS = (0.5, 0.6, 0.7)
 # Of inputs that are divided at run time.
-EXPLICIT_STRENGTH = 0.5
+EXPLICIT_STRENGTH = 0.4
 _PATCHES = "patch_embedding"
 _JUDGING_BATCHES = 3
 

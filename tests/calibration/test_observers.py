@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.tiny import SHAPE, random_encoder, random_pixels
-from vitedge.calibration.observers import InputStatistics, Observer
+from vitedge.calibration.observers import DEVIATIONS, InputStatistics, Observer
 from vitedge.quantization.encoder import FloatArray, to_patches
 from vitedge.quantization.quantize import observe
 from vitedge.runtimes.errors import PlanError
@@ -31,11 +31,17 @@ def observed(*arrays: FloatArray) -> InputStatistics:
     return observer.statistics()["linear"]
 
 
-def of_the_whole(rows: FloatArray) -> InputStatistics:
-    wide = rows.astype(np.float64)
-    return InputStatistics(
-        rows.min(0), rows.max(0), wide.mean(0).astype(np.float32), np.cov(wide.T, bias=True).astype(np.float32)
+def of_the_whole(images: FloatArray) -> InputStatistics:
+    """Of [images, rows, in]."""
+    wide = images.astype(np.float64)
+    lows, highs, rows = wide.min(1), wide.max(1), wide.reshape(-1, wide.shape[-1])
+    found = (
+        np.minimum(lows.min(0), lows.mean(0) - DEVIATIONS * lows.std(0)),
+        np.maximum(highs.max(0), highs.mean(0) + DEVIATIONS * highs.std(0)),
+        rows.mean(0),
+        np.cov(rows.T, bias=True),
     )
+    return InputStatistics(*(array.astype(np.float32) for array in found))
 
 
 @given(
@@ -47,11 +53,11 @@ def of_the_whole(rows: FloatArray) -> InputStatistics:
 def test_any_split_into_batches_gives_numpys_statistics(
     seed: int, sizes: list[int], spread: float, offset: float
 ) -> None:
-    rows = (np.random.default_rng(seed).standard_normal((sum(sizes), 6)) * spread + offset).astype(np.float32)
-    found = observed(*np.split(rows, np.cumsum(sizes)[:-1]))
-    expected = of_the_whole(rows)
-    np.testing.assert_array_equal(found.minimum, expected.minimum)
-    np.testing.assert_array_equal(found.maximum, expected.maximum)
+    images = (np.random.default_rng(seed).standard_normal((sum(sizes), 5, 6)) * spread + offset).astype(np.float32)
+    found = observed(*np.split(images, np.cumsum(sizes)[:-1]))
+    expected = of_the_whole(images)
+    np.testing.assert_allclose(found.minimum, expected.minimum, rtol=1e-6, atol=1e-6 * spread)
+    np.testing.assert_allclose(found.maximum, expected.maximum, rtol=1e-6, atol=1e-6 * spread)
     np.testing.assert_allclose(found.mean, expected.mean, rtol=1e-6, atol=1e-6 * spread)
     np.testing.assert_allclose(
         found.covariance, expected.covariance, rtol=1e-4, atol=1e-5 * spread**2 + 1e-6 * spread * offset
@@ -65,10 +71,41 @@ def test_sums_do_not_lose_small_values_among_many() -> None:
     assert found.mean[0] == pytest.approx((2**25 + 400) / 401, rel=1e-6)
 
 
-def test_all_axes_but_the_last_are_rows() -> None:
-    x = np.random.default_rng(0).standard_normal((2, 5, 4)).astype(np.float32)
+def test_all_axes_between_the_first_and_the_last_are_rows() -> None:
+    x = np.random.default_rng(0).standard_normal((2, 3, 5, 4)).astype(np.float32)
     for field in FIELDS:
-        np.testing.assert_array_equal(getattr(observed(x), field), getattr(observed(x.reshape(10, 4)), field))
+        np.testing.assert_array_equal(getattr(observed(x), field), getattr(observed(x.reshape(2, 15, 4)), field))
+
+
+def test_an_input_without_rows_has_one_per_image() -> None:
+    """As the pooler's."""
+    x = np.random.default_rng(0).standard_normal((7, 4)).astype(np.float32)
+    for field in FIELDS:
+        np.testing.assert_array_equal(getattr(observed(x), field), getattr(observed(x[:, None]), field))
+
+
+def test_more_is_expected_than_a_few_images_show() -> None:
+    """Of extremes 1 and 3 the mean is 2, the standard deviation 1."""
+    images = np.array([[[-1, 2], [1, -2]], [[-3, 6], [3, -6]]], np.float32)
+    found = observed(*np.split(images, 2))
+    np.testing.assert_array_equal(found.maximum, [2 + DEVIATIONS, 2 * (2 + DEVIATIONS)])
+    np.testing.assert_array_equal(found.minimum, [-2 - DEVIATIONS, -2 * (2 + DEVIATIONS)])
+
+
+def test_no_less_is_expected_than_was_seen() -> None:
+    """40, once among 31 ones: 2.5 standard deviations above the mean are 19."""
+    images = np.tile(np.array([[-1], [1]], np.float32), (32, 1, 1))
+    images[5] *= 40
+    found = observed(*np.split(images, 4))
+    assert (found.minimum[0], found.maximum[0]) == (-40, 40)
+
+
+def test_what_is_the_same_in_all_images_is_expected_to_the_bit() -> None:
+    value = np.float32(1e6 + 0.25)
+    images = np.tile(np.array([[-value, 0.1], [value, 0.7]], np.float32), (9, 1, 1))
+    found = observed(*np.split(images, 3))
+    np.testing.assert_array_equal(found.minimum, images[0].min(0))
+    np.testing.assert_array_equal(found.maximum, images[0].max(0))
 
 
 def test_the_linear_is_called_unchanged() -> None:
@@ -94,7 +131,7 @@ def test_linears_are_kept_apart() -> None:
     found = observer.statistics()
     assert list(found) == ["a", "b"]
     np.testing.assert_array_equal(found["a"].mean, np.full(3, 4.0))  # 2 rows of 1 and 6 of 5
-    np.testing.assert_array_equal(found["b"].maximum, np.full(5, -1.0))
+    np.testing.assert_allclose(found["b"].mean, np.full(5, -1.8), rtol=1e-6)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -119,7 +156,7 @@ def test_blank_images_name_the_first_linear() -> None:
 
 
 def test_absolute_maximum() -> None:
-    found = observed(np.array([[-3, 1, 0], [2, 4, 0]], np.float32))
+    found = observed(np.array([[[-3, 1, 0], [2, 4, 0]]], np.float32))
     np.testing.assert_array_equal(found.absolute_maximum, [3, 4, 0])
 
 

@@ -27,7 +27,7 @@ from vitedge.runtimes.manifest import Manifest
 _BATCH = 8
 _SEARCH_IMAGES = 24
 # Part of the calibration cache's fingerprint; raise it when what is observed, or how, changes.
-_OBSERVATION_METHOD = "covariance-1"
+_OBSERVATION_METHOD = "covariance-2"
 
 
 @dataclass(frozen=True)
