@@ -117,9 +117,7 @@ def measure_over_adb(
     return in_private_folder(device, lambda folder: _measured(device, models, folder, threads, seconds))
 
 
-def _measured(
-    device: ToolDevice, models: Sequence[_Model], folder: str, threads: int, seconds: float
-) -> DeviceResult:
+def _measured(device: ToolDevice, models: Sequence[_Model], folder: str, threads: int, seconds: float) -> DeviceResult:
     """As `measure_over_adb`, in a folder there."""
     tool, tool_sha256 = _tool(device, folder)
     models = [_pushed(device, model, folder) for model in models]

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 from vitedge.runtimes.errors import PlanError
 
-
 # Fewer clip what unseen images hold, more are coarser everywhere.
 DEVIATIONS = 2.5
 
@@ -144,4 +143,5 @@ class _Spread:
         assert self._first is not None
         mean = self._sum / self._count
         deviation = (self._squares / self._count - mean.square()).clamp_min(0).sqrt()
-        return (self._first + mean + deviations * deviation).float()
+        found: torch.Tensor = self._first + mean + deviations * deviation
+        return found.float()
