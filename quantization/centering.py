@@ -10,8 +10,8 @@ of the linear that reads it; the function stays the same:
                                                         shifted value is the shifted context
 
 c_j is the middle of the channel's range (the shifting of Outlier Suppression+, Wei et al. 2023, arXiv:2304.09145), so
-that every channel lies evenly about 0. On vit-s14-real that gains 0.6 dB of the ONNX artifact of target avx2, where most
-ranges are fixed, and nothing of the OpenVINO one (`python -m vitedge.benchmarks.ablation --only centering`).
+that every channel lies evenly about 0. On vit-s14-real that gains 0.6 dB of the ONNX artifact of target avx2, where
+most ranges are fixed, and nothing of the OpenVINO one (`python -m vitedge.benchmarks.ablation --only centering`).
 """
 
 from collections.abc import Iterable, Mapping

@@ -2,8 +2,9 @@
 
 **min-max** covers everything that calibration saw, and what it expects (`calibration/observers.py`). **mse** narrows it
 to the interval with the smallest error of the linear's output, counted over a histogram of the inputs in which a value
-weighs as much as its channel's column of the weight, ‖W_:j‖². On pretrained ViTs outliers carry the function: a percentile would clip them (99.999 % costs 6 dB on
-vit-s14-real), and an unweighted histogram would not know what they are worth.
+weighs as much as its channel's column of the weight, ‖W_:j‖². On pretrained ViTs outliers carry the function: a
+percentile would clip them (99.999 % costs 6 dB on vit-s14-real), and an unweighted histogram would not know what they
+are worth.
 
 The histogram is streamed: one array of `BINS` counts per linear, over the min-max range, which is known by then.
 """
