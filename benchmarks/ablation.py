@@ -28,12 +28,12 @@ from vitedge.quantization.encoder import Encoder, FloatArray, Linear
 from vitedge.quantization.fake import fake_quantized_linear
 from vitedge.quantization.plan import TARGETS, WEIGHT_FORMATS, Plan, QuantizedLinear, Recipe
 from vitedge.quantization.prediction import Prediction
-from vitedge.quantization.quantize import Calibration, make_plan, observe
+from vitedge.quantization.quantize import EXPLICIT_STRENGTH, Calibration, make_plan, observe
 from vitedge.runtimes.errors import VitedgeError
 
 STRENGTH = 0.7  # where something else is varied
 STRENGTHS = (0.3, 0.5, 0.6, 0.7, 0.8, 1.0)
-EXPLICIT_STRENGTHS = (None, 0.35, 0.5, 0.65, 0.8)
+EXPLICIT_STRENGTHS = (None, 0.3, EXPLICIT_STRENGTH, 0.5, 0.65, 0.8)
 SUBSETS, SUBSET_IMAGES = 3, 32
 _BATCH = 8
 

@@ -139,7 +139,7 @@ def _bench_on_device(artifact: Path, device: Any, threads: int, seconds: float, 
     else:
         sys.stdout.writelines(f"{line}\n" for line in result.lines())
     if result.left is not None:
-        console.warn(f"{device.name}: measured, but {result.left}")
+        console.warn(f"left behind: {result.left}")
     if not result.passed:
         raise GateFailedError(f"{device.name}: the self-test failed there")
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.held import needs_holding
 from tests.tiny import planned, save_checkpoint
 from vitedge.benchmarks.avx2_only import Hold, holding, main
 from vitedge.benchmarks.cpuid_sites import cpuid_sites
@@ -52,11 +53,7 @@ int ask(unsigned *a, unsigned *b, unsigned *c, unsigned *d)
 }
 """
 
-pytestmark = [
-    pytest.mark.skipif("avx2" not in describe_machine().isa_flags, reason="this CPU has no AVX2"),
-    pytest.mark.skipif(not (shutil.which("gcc") and shutil.which("objdump")), reason="needs gcc and objdump"),
-    pytest.mark.skipif(AVX2_ONLY in os.environ, reason="is held already"),
-]
+pytestmark = needs_holding
 needs_vnni = pytest.mark.skipif("avx512_vnni" not in describe_machine().isa_flags, reason="this CPU has no VNNI")
 
 

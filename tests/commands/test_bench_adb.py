@@ -357,7 +357,7 @@ def test_a_folder_that_cannot_be_removed_costs_no_measurement(
     assert result.exit_code == 0, result.stderr
     (folder,) = phone.left()
     left = f"{folder} could not be removed (rm: Operation not permitted); remove it: adb -s {phone.serial} shell rm -r"
-    assert f"warning: adb:{phone.serial}: measured, but /data/local/tmp/{left}" in result.stderr
+    assert f"warning: left behind: /data/local/tmp/{left}" in result.stderr
     document = json.loads(result.stdout)
     assert left in document["left"]
     assert document["bench"]["runs"][0]["pairs"]["tflite"]["speedup"] is not None
@@ -371,7 +371,7 @@ def test_a_phone_that_is_gone_at_the_clean_up_costs_no_measurement(
     result = bench(site, built, phone, tool(tmp_path), "--json")
     assert result.exit_code == 0, result.stderr
     (folder,) = phone.left()
-    assert f"measured, but /data/local/tmp/{folder} could not be removed (no answer within 1 s: " in result.stderr
+    assert f"left behind: /data/local/tmp/{folder} could not be removed (no answer within 1 s: " in result.stderr
     assert json.loads(result.stdout)["bench"]["runs"][0]["pairs"]["tflite"]["speedup"] is not None
 
 

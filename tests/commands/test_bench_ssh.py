@@ -250,6 +250,25 @@ def test_a_lost_connection_says_what_is_left(built: Path, site: Site, server: Ho
     shutil.rmtree(server.temporary / left)
 
 
+def test_a_folder_that_cannot_be_removed_costs_no_measurement(
+    site: Site, built: Path, server: Host, tmp_path: Path
+) -> None:
+    python = tmp_path / "python"
+    python.write_text(
+        f'#!/bin/sh\ncase "$*" in *rmtree*) echo "denied" >&2; exit 1;; esac\nexec {sys.executable} "$@"\n'
+    )
+    python.chmod(0o755)
+    result = bench(site, built / "onnx", server, "--device-python", str(python), "--no-install", "--json")
+    assert result.exit_code == 0, result.stderr  # type: ignore[attr-defined]
+    (left,) = server.left()
+    said = f"{server.temporary / left} could not be removed (denied); remove it there"
+    assert f"warning: left behind: {said}" in result.stderr  # type: ignore[attr-defined]
+    document = json.loads(result.stdout)  # type: ignore[attr-defined]
+    assert document["left"] == said
+    assert document["bench"]["runs"][0]["pairs"]["onnx"]["artifact"]["latency_median_ms"] > 0
+    shutil.rmtree(server.temporary / left)
+
+
 def test_what_a_device_says_need_not_be_text(site: Site, built: Path, server: Host, tmp_path: Path) -> None:
     python = tmp_path / "python"
     python.write_text("#!/bin/sh\nprintf 'k\\374hl\\n' >&2\nexit 3\n")

@@ -9,10 +9,7 @@ import pytest
 
 from tests.commands.conftest import Site
 from vitedge.benchmarks.avx2_only import holding
-from vitedge.benchmarks.machine import describe_machine
 from vitedge.runtimes.manifest import load_manifest
-
-needs_avx2 = pytest.mark.skipif("avx2" not in describe_machine().isa_flags, reason="this CPU has no AVX2")
 
 
 @pytest.fixture(scope="session")

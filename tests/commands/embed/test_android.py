@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from tests.commands.conftest import CLASSES, Site
-from tests.commands.embed.conftest import claim_exact, needs_avx2
+from tests.commands.embed.conftest import claim_exact
 from tests.commands.embed.jvm import (
     Jvm,
     javac,
@@ -29,6 +29,7 @@ from tests.commands.embed.jvm import (
     page_alignments,
 )
 from tests.commands.embed.test_cpp import installed
+from tests.held import needs_holding
 from tests.npm import needs_npm
 from vitedge.runtimes.golden import load_golden
 from vitedge.runtimes.manifest import TensorRecord, load_manifest
@@ -144,7 +145,7 @@ def test_outputs_are_those_of_python(runtime: str, apps: Mapping[str, App], tmp_
     check_against_python(apps[runtime], tmp_path / "found")
 
 
-@needs_avx2
+@needs_holding
 def test_an_artifact_for_vnni_does_not_saturate_without(
     site: Site, for_vnni: Path, libraries: Mapping[str, Jvm], held_to_avx2: None, tmp_path: Path
 ) -> None:

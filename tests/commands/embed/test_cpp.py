@@ -12,7 +12,8 @@ import pytest
 
 from tests.arm64 import CPUS, Arm64, needs_arm64
 from tests.commands.conftest import CLASSES, Site
-from tests.commands.embed.conftest import claim_exact, needs_avx2
+from tests.commands.embed.conftest import claim_exact
+from tests.held import needs_holding
 from tests.npm import ONNX_RUNTIME, needs_npm, npm_package
 from vitedge.runtimes.golden import load_golden
 from vitedge.runtimes.preprocess import resize
@@ -162,7 +163,7 @@ def test_on_arm64_outputs_equal_those_of_python_there(runtime: str, site: Site, 
         assert np.abs(difference).max() <= 1e-5
 
 
-@needs_avx2
+@needs_holding
 def test_an_artifact_for_vnni_does_not_saturate_without(
     site: Site, for_vnni: Path, held_to_avx2: None, tmp_path: Path
 ) -> None:

@@ -35,9 +35,10 @@ class Encoder {
     check(api_->CreateSessionOptions(out(settings)), path);
     if (options.threads > 0) check(api_->SetIntraOpNumThreads(settings.get(), options.threads), path);
     check(api_->CreateCpuMemoryInfo(OrtArenaAllocator, OrtMemTypeDefault, out(memory_)), path);
-    // Kernels for uint8 times uint8: exact, and slower, for nothing on CPUs where those for int8 are exact too.
-    if (!contract::kExactOnX86 && saturates_here()) {
-      check(api_->AddSessionConfigEntry(settings.get(), "session.x64quantprecision", "1"), path);
+    if (kX86 && !contract::kExactOnX86) {
+      static const bool saturates = saturates_here();
+      // Kernels for uint8 times uint8: exact, and slower, for nothing on CPUs where those for int8 are exact too.
+      if (saturates) check(api_->AddSessionConfigEntry(settings.get(), "session.x64quantprecision", "1"), path);
     }
     check(api_->CreateSessionFromArray(env_.get(), model.data(), model.size(), settings.get(), out(session_)), path);
   }
@@ -74,6 +75,12 @@ class Encoder {
   }
 
  private:
+#if defined(__x86_64__) || defined(__i386__) || defined(_M_X64) || defined(_M_IX86)
+  static constexpr bool kX86 = true;
+#else
+  static constexpr bool kX86 = false;
+#endif
+
   template <typename T>
   using Handle = std::unique_ptr<T, void (*)(T*)>;
 

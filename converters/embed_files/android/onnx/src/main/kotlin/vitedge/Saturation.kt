@@ -3,6 +3,7 @@ package vitedge
 import ai.onnxruntime.OnnxJavaType
 import ai.onnxruntime.OnnxTensor
 import ai.onnxruntime.OrtEnvironment
+import ai.onnxruntime.OrtSession
 import java.nio.ByteBuffer
 import java.nio.ByteOrder
 
@@ -15,15 +16,21 @@ private const val PRODUCT =
     "0312016b5a150a016212100a0e0803120a0a0312016b0a0312016e62150a017912100a0e0806120a0a0312016d0a0312016e42040a00" +
     "100a"
 
+private val X86 = Regex("x86.*|amd64|i\\d86")
+
 /**
- * Whether ONNX Runtime's kernels for uint8 times int8 saturate on this CPU, as those of x86 without VNNI do: they are
- * asked for 255 * 127 + 255 * 127.
+ * Whether ONNX Runtime's kernels for uint8 times int8 saturate on this CPU, as those of x86 without VNNI do: there they
+ * are asked for 255 * 127 + 255 * 127, once.
  */
-internal fun saturatesHere(environment: OrtEnvironment): Boolean {
+internal val saturatesHere: Boolean by lazy { X86.matches(System.getProperty("os.arch").orEmpty()) && saturates() }
+
+private fun saturates(): Boolean {
+    val environment = OrtEnvironment.getEnvironment()
     val model = PRODUCT.chunked(2).map { it.toInt(16).toByte() }.toByteArray()
     val a = direct(ROWS * INNER) { if (it % INNER < 2) -1 else 0 } // 255, as an unsigned byte
     val b = direct(INNER * ROWS) { 127 }
-    environment.createSession(model).use { session ->
+    val options = OrtSession.SessionOptions().apply { setIntraOpNumThreads(1) }
+    options.use { environment.createSession(model, it) }.use { session ->
         OnnxTensor.createTensor(environment, a, longArrayOf(ROWS.toLong(), INNER.toLong()), OnnxJavaType.UINT8).use { left ->
             OnnxTensor.createTensor(environment, b, longArrayOf(INNER.toLong(), ROWS.toLong()), OnnxJavaType.INT8).use { right ->
                 session.run(mapOf("a" to left, "b" to right)).use { result ->

@@ -46,9 +46,9 @@ class ViTEncoder(model: ByteBuffer, threads: Int = 0) : AutoCloseable {
 
     private fun open(model: ByteBuffer, threads: Int): OrtSession = OrtSession.SessionOptions().use { options ->
         if (threads > 0) options.setIntraOpNumThreads(threads)
-        // Kernels for uint8 times uint8: exact, and slower, for nothing on CPUs where those for int8 are exact too.
-        if (!Contract.EXACT_ON_X86 && saturatesHere(environment)) options.addConfigEntry("session.x64quantprecision", "1")
         try {
+            // Kernels for uint8 times uint8: exact, and slower, for nothing on CPUs where those for int8 are exact too.
+            if (!Contract.EXACT_ON_X86 && saturatesHere) options.addConfigEntry("session.x64quantprecision", "1")
             environment.createSession(model, options)
         } catch (error: OrtException) {
             throw ModelException(
