@@ -11,10 +11,11 @@ part of the bias.
 
 The plugin turns FakeQuantize into u8 and runs the product in integers. Which product is faster depends on the CPU: on
 those without VNNI (target `avx2`) integer MatMuls fall into a slow generic kernel, while 1×1 convolutions have a fast
-one, so every linear becomes a convolution and tokens are kept as [batch, tokens, 1, hidden], the shape that a permute
-turns into the convolution's own layout. Between fc1 and fc2 they stay in that layout, which saves two permutes of the
-widest tensors. A fixed range of fc2 is that of its input times a factor per channel. With VNNI or AMX, and in float,
-MatMul is faster and needs no permutes.
+one, so every linear becomes a convolution. Permutes around it cost nothing where they become the convolution's own
+layout: tokens are [batch, tokens, hidden] everywhere else (of four dimensions the plugin takes LayerNorm apart, and one
+permute more is real: 4 to 8 % of the time), rounded before the permute, in the same kernel as LayerNorm's weight, and
+stay in that layout between fc1 and fc2. A fixed range of fc2 is that of its input times a factor per channel. With VNNI
+or AMX, and in float, MatMul is faster and needs no permutes.
 
 Residual adds, LayerNorm, softmax and GELU stay float, as in the other lowerings, and so do attention's two MatMuls, but
 for scores that the plan wants in integers: with VNNI the plugin fuses attention around an integer product of query and
@@ -23,7 +24,7 @@ key, which takes a third of its time.
 The IR keeps float32 constants: compressing them to float16 would mix an export error into the quantization error.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,18 +76,15 @@ def _ends(static: StaticInput) -> tuple[np.float32, np.float32]:
     return -scale * np.float32(static.zero_point), scale * np.float32(255 - static.zero_point)
 
 
-def _integers(*values: int) -> Any:
-    return _constant(np.array(values, np.int64))
-
-
 class _Graph:
-    """Builds the graph; tokens are [batch, tokens, hidden], or [batch, tokens, 1, hidden] with convolutions."""
+    """Builds the graph; tokens are [batch, tokens, hidden]."""
 
     def __init__(
         self, encoder: Encoder, linears: Mapping[str, QuantizedLinear], batch: int | None, as_convolutions: bool
     ) -> None:
         self.encoder, self.shape, self.linears = encoder, encoder.shape, linears
         self.batch, self.as_convolutions = batch, as_convolutions
+        self._integers: dict[tuple[int, ...], Any] = {}
 
     def model(self) -> openvino.Model:
         shape = self.shape
@@ -95,7 +93,7 @@ class _Graph:
         dtype = np.uint8 if shape.uint8_input else np.float32
         pixels = ops.parameter([self.batch or -1, *dims], dtype, name="pixel_values")
         pixels.output(0).set_names({"pixel_values"})
-        planes = ops.transpose(ops.convert(pixels, "f32"), _integers(0, 3, 1, 2)) if shape.uint8_input else pixels
+        planes = ops.transpose(ops.convert(pixels, "f32"), self.integers(0, 3, 1, 2)) if shape.uint8_input else pixels
         x = self.embeddings(planes)
         for layer in range(shape.layers):
             prefix = f"layers.{layer}"
@@ -109,27 +107,32 @@ class _Graph:
         return openvino.Model(results, [pixels], "vit_encoder")
 
     def outputs(self, x: Any) -> Mapping[str, Any]:
-        shape, outputs = self.shape, {"last_hidden_state": self.flat(x, self.shape.tokens, self.shape.hidden)}
-        cls = ops.gather(x, _integers(0), _constant(np.int64(1)))
+        shape, outputs = self.shape, {"last_hidden_state": x}
+        cls = ops.gather(x, self.integers(0), _constant(np.int64(1)))
         if shape.pooler:
             dense = self.activation(shape.pooler_activation, self.linear("pooler.dense", cls))
-            outputs["pooler_output"] = ops.reshape(dense, _integers(0, shape.pooler), True)
+            outputs["pooler_output"] = ops.reshape(dense, self.integers(0, shape.pooler), True)
         if shape.classes:
-            outputs["logits"] = ops.reshape(self.linear("classifier", cls), _integers(0, shape.classes), True)
+            outputs["logits"] = ops.reshape(self.linear("classifier", cls), self.integers(0, shape.classes), True)
         return outputs
 
-    def flat(self, x: Any, rows: int, width: int) -> Any:
-        """Tokens as [batch, rows, width]."""
-        return ops.reshape(x, _integers(0, rows, width), True) if self.as_convolutions else x
+    def integers(self, *values: int) -> Any:
+        """An int64 constant, one for all that read the same: every node costs time when the IR is loaded."""
+        if values not in self._integers:
+            self._integers[values] = _constant(np.array(values, np.int64))
+        return self._integers[values]
 
-    def as_tokens(self, x: Any, rows: int, width: int) -> Any:
-        """Anything whose values are rows of a width as tokens."""
-        unit = (1,) if self.as_convolutions else ()
-        return ops.reshape(x, _integers(0, rows, *unit, width), True)
+    def quantized_input(
+        self, x: Any, low: np.float32, high: np.float32, multiplier: NDArray[np.float32] | None = None
+    ) -> Any:
+        """x, times a positive multiplier that broadcasts to it if one is given, rounded to 256 levels from low to high.
 
-    def quantized_input(self, x: Any, low: np.float32, high: np.float32) -> Any:
+        The multiplier divides the ends instead. As a node of its own it would get there too, but the plugin's pass for
+        that takes a sixth of the time that loading the IR takes.
+        """
         ends = _constant(low), _constant(high)
-        return ops.fake_quantize(x, *ends, *ends, 256)
+        inside = ends if multiplier is None else (_constant(low / multiplier), _constant(high / multiplier))
+        return ops.fake_quantize(x, *inside, *ends, 256)
 
     def rounded(self, x: Any, step: float) -> Any:
         """Rounded to the symmetric int8 grid of a step."""
@@ -141,60 +144,74 @@ class _Graph:
         kind = self.shape.activation
         if not (self.as_convolutions and wide and wide.input and narrow and narrow.input):
             return self.linear(f"{name}.fc2", self.activation(kind, self.linear(f"{name}.fc1", x)))
-        x = self.quantized_convolution(f"{name}.fc1", ops.transpose(x, _integers(0, 3, 1, 2)), wide)
-        x = self.quantized_convolution(f"{name}.fc2", self.activation(kind, x), narrow)
-        return ops.transpose(x, _integers(0, 2, 3, 1))
+        x = self.planes(self.quantized_input(x, *_ends(wide.input), wide.multiplier))
+        x = self.activation(kind, self.pointwise(f"{name}.fc1", x, wide.weight, wide.weight.bias))
+        multiplier = None if narrow.multiplier is None else narrow.multiplier[:, None, None]
+        x = self.quantized_input(x, *_ends(narrow.input), multiplier)
+        return self.rows(self.pointwise(f"{name}.fc2", x, narrow.weight, narrow.weight.bias))
 
     def linear(self, name: str, x: Any) -> Any:
         """The linear `name` of tokens."""
+        return self.linear_parts(name, x, ("",))[0]
+
+    def linear_parts(self, name: str, x: Any, parts: Sequence[str]) -> list[Any]:
+        """The linear `name` of tokens, its outputs in equal parts: a product each of one rounded input.
+
+        Args:
+            name: Of the linear.
+            x: Tokens.
+            parts: What is added to the name for each.
+        """
         quantized = self.linears.get(name)
         if quantized is None:
-            weight = _constant(self.encoder.tensors[f"{name}.weight"])
-            return ops.add(ops.matmul(x, weight, False, True), _constant(self.encoder.tensors[f"{name}.bias"]))
+            tensors = (np.split(self.encoder.tensors[f"{name}.{kind}"], len(parts)) for kind in ("weight", "bias"))
+            return [
+                ops.add(ops.matmul(x, _constant(w), False, True), _constant(b)) for w, b in zip(*tensors, strict=True)
+            ]
+        weights = dict(zip(parts, quantized.weight.split(len(parts)), strict=True))
         if quantized.input is not None:
-            if self.as_convolutions:
-                x = self.quantized_convolution(name, ops.transpose(x, _integers(0, 3, 1, 2)), quantized)
-                return ops.transpose(x, _integers(0, 2, 3, 1))
-            if quantized.multiplier is not None:
-                x = ops.multiply(x, _constant(quantized.multiplier))
-            return self.product(name, x, quantized.weight, *_ends(quantized.input), bias=quantized.weight.bias)
+            x = self.operand(self.quantized_input(x, *_ends(quantized.input), quantized.multiplier))
+            return [self.product(f"{name}{part}", x, weight, weight.bias) for part, weight in weights.items()]
         known = self.shape.known_minimum(name)
-        low = _constant(np.float32(known)) if known is not None else ops.reduce_min(x, _integers(-1), True)
-        step = ops.multiply(ops.subtract(ops.reduce_max(x, _integers(-1), True), low), _constant(np.float32(1 / 255)))
-        step = ops.maximum(step, _constant(np.float32(1e-12)))  # a row of equal values has no span
-        steps = ops.divide(ops.subtract(x, low), step)
-        scaled = ops.multiply(self.product(name, steps, quantized.weight, np.float32(0), np.float32(255)), step)
-        sums = quantized.weight.dequantized().sum(axis=1)
-        if known is not None:
-            return ops.add(scaled, _constant(quantized.weight.bias + np.float32(known) * sums))
-        return ops.add(scaled, ops.add(ops.multiply(low, _constant(sums)), _constant(quantized.weight.bias)))
+        low = _constant(np.float32(known)) if known is not None else ops.reduce_min(x, self.integers(-1), True)
+        span = ops.subtract(ops.reduce_max(x, self.integers(-1), True), low)
+        # A row of equal values has no span.
+        step = ops.maximum(ops.multiply(span, _constant(np.float32(1 / 255))), _constant(np.float32(1e-12)))
+        levels = ops.divide(ops.subtract(x, low), step)
+        levels = self.operand(self.quantized_input(levels, np.float32(0), np.float32(255)))
+        found = []
+        for part, weight in weights.items():
+            scaled = ops.multiply(self.product(f"{name}{part}", levels, weight, None), step)
+            sums = weight.dequantized().sum(axis=1)
+            if known is not None:
+                found.append(ops.add(scaled, _constant(weight.bias + np.float32(known) * sums)))
+            else:
+                found.append(ops.add(scaled, ops.add(ops.multiply(low, _constant(sums)), _constant(weight.bias))))
+        return found
 
-    def product(
-        self,
-        name: str,
-        x: Any,
-        weight: IntegerWeight,
-        low: np.float32,
-        high: np.float32,
-        bias: NDArray[np.float32] | None = None,
-    ) -> Any:
-        """Tokens, rounded to 256 levels from low to high, times integer weights, plus the bias if one is given."""
+    def operand(self, x: Any) -> Any:
+        """Rounded tokens as `product` takes them."""
+        return self.planes(x) if self.as_convolutions else x
+
+    def product(self, name: str, x: Any, weight: IntegerWeight, bias: NDArray[np.float32] | None) -> Any:
+        """An operand times integer weights, plus the bias if one is given; tokens again."""
         if self.as_convolutions:
-            x = self.quantized_input(ops.transpose(x, _integers(0, 3, 1, 2)), low, high)
-            x = self.convolution(name, x, weight.values[:, :, None, None], weight.scale, bias, (1, 1))
-            return ops.transpose(x, _integers(0, 2, 3, 1))
+            return self.rows(self.pointwise(name, x, weight, bias))
         filters = ops.multiply(ops.convert(_constant(weight.values), "f32"), _constant(weight.scale[:, None]))
-        x = ops.matmul(self.quantized_input(x, low, high), filters, False, True, name=name)
+        x = ops.matmul(x, filters, False, True, name=name)
         return x if bias is None else ops.add(x, _constant(bias))
 
-    def quantized_convolution(self, name: str, x: Any, linear: QuantizedLinear) -> Any:
-        """A linear with a fixed range as a 1×1 convolution [batch, width, tokens, 1]."""
-        weight = linear.weight
-        assert linear.input is not None, "a fixed range"
-        if linear.multiplier is not None:
-            x = ops.multiply(x, _constant(linear.multiplier[:, None, None]))
-        x = self.quantized_input(x, *_ends(linear.input))
-        return self.convolution(name, x, weight.values[:, :, None, None], weight.scale, weight.bias, (1, 1))
+    def planes(self, x: Any) -> Any:
+        """[batch, rows, width] as [batch, width, rows, 1], whose channels-last layout has the values where they are."""
+        return ops.transpose(ops.unsqueeze(x, self.integers(2)), self.integers(0, 3, 1, 2))
+
+    def rows(self, x: Any) -> Any:
+        """The reverse of `planes`."""
+        return ops.squeeze(ops.transpose(x, self.integers(0, 2, 3, 1)), self.integers(2))
+
+    def pointwise(self, name: str, x: Any, weight: IntegerWeight, bias: NDArray[np.float32] | None) -> Any:
+        """A product as a 1×1 convolution of `planes`."""
+        return self.convolution(name, x, weight.values[:, :, None, None], weight.scale, bias, (1, 1))
 
     def convolution(
         self,
@@ -214,7 +231,7 @@ class _Graph:
 
     def layernorm(self, name: str, x: Any) -> Any:
         tensors = self.encoder.tensors
-        x = ops.mvn(x, _integers(-1), True, self.shape.layer_norm_eps, "inside_sqrt")
+        x = ops.mvn(x, self.integers(-1), True, self.shape.layer_norm_eps, "inside_sqrt")
         return ops.add(ops.multiply(x, _constant(tensors[f"{name}.weight"])), _constant(tensors[f"{name}.bias"]))
 
     def activation(self, kind: str, x: Any) -> Any:
@@ -252,25 +269,29 @@ class _Graph:
             integers = quantized.weight
             values = integers.values.reshape(filter_dims)
             x = self.convolution("patch_embedding", x, values, integers.scale, integers.bias, patch)
-        x = ops.transpose(ops.reshape(x, _integers(0, shape.hidden, patches), True), _integers(0, 2, 1))
+        x = ops.transpose(ops.reshape(x, self.integers(0, shape.hidden, patches), True), self.integers(0, 2, 1))
         x = ops.add(x, _constant(tensors["position_embeddings"][1:]))
         # The class token and its position are one constant row; Broadcast gives it the batch.
         row = _constant((tensors["cls_token"] + tensors["position_embeddings"][0])[None, None])
-        batch = ops.gather(ops.shape_of(x), _integers(0), _constant(np.int64(0)))
-        cls = ops.broadcast(row, ops.concat([batch, _integers(1, shape.hidden)], 0))
-        return self.as_tokens(ops.concat([cls, x], 1), shape.tokens, shape.hidden)
+        batch = ops.gather(ops.shape_of(x), self.integers(0), _constant(np.int64(0)))
+        cls = ops.broadcast(row, ops.concat([batch, self.integers(1, shape.hidden)], 0))
+        return ops.concat([cls, x], 1)
 
     def attention(self, name: str, x: Any) -> Any:
+        """Query, key and value are products of their own: their permutes then are part of the attention that the plugin
+        fuses, which saves a pass over each of them.
+        """
         shape = self.shape
-        dims = _integers(0, shape.tokens, 3, shape.heads, shape.head_width)
-        qkv = ops.reshape(self.linear(f"{name}.qkv", x), dims, True)
-        parts = ops.split(ops.transpose(qkv, _integers(2, 0, 3, 1, 4)), _constant(np.int64(0)), 3)
-        query, key, value = (ops.squeeze(parts.output(part), _integers(0)) for part in range(3))
+        by_head = self.integers(0, shape.tokens, shape.heads, shape.head_width)
+        query, key, value = (
+            ops.transpose(ops.reshape(part, by_head, True), self.integers(0, 2, 1, 3))
+            for part in self.linear_parts(f"{name}.qkv", x, (".query", ".key", ".value"))
+        )
         qkv_linear = self.linears.get(f"{name}.qkv")
         if qkv_linear is not None and qkv_linear.scores is not None:
             query = self.rounded(query, qkv_linear.scores.query)
             key = self.rounded(key, qkv_linear.scores.key)
         scores = ops.matmul(query, key, False, True, name=f"{name}.scores")
         weights = ops.softmax(scores, -1)
-        context = ops.transpose(ops.matmul(weights, value, False, False), _integers(0, 2, 1, 3))
-        return self.linear(f"{name}.o_proj", self.as_tokens(context, shape.tokens, shape.hidden))
+        context = ops.transpose(ops.matmul(weights, value, False, False), self.integers(0, 2, 1, 3))
+        return self.linear(f"{name}.o_proj", ops.reshape(context, self.integers(0, shape.tokens, shape.hidden), True))

@@ -169,6 +169,11 @@ class IntegerWeight:
     def dequantized(self) -> NDArray[np.float32]:
         return self.values.astype(np.float32) * self.scale[:, None]
 
+    def split(self, parts: int) -> "tuple[IntegerWeight, ...]":
+        """So many weights of equally many outputs each."""
+        arrays = (np.split(array, parts) for array in (self.values, self.scale, self.bias))
+        return tuple(IntegerWeight(*part) for part in zip(*arrays, strict=True))
+
 
 @dataclass(frozen=True)
 class QuantizedLinear:

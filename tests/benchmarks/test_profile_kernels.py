@@ -130,8 +130,7 @@ def test_times_of_onnx_are_of_warm_runs_and_fit_the_latency(avx2: Site, tmp_path
 def test_openvino_for_avx2_runs_the_fast_convolutions(avx2: Site, tmp_path: Path) -> None:
     """Width and hidden size are multiples of 16, which this kernel needs."""
     found = held_to("AVX2", avx2.lowered(tmp_path / "openvino", "openvino"))
-    linears = 4 * LAYERS + 1
-    assert products(found) == {("Convolution", "jit_avx2_1x1_I8"): linears, ("Convolution", "jit_avx2_I8"): 1}
+    assert products(found) == {("Convolution", "jit_avx2_1x1_I8"): 6 * LAYERS + 1, ("Convolution", "jit_avx2_I8"): 1}
     assert (found["fallbacks"], found["warnings"]) == ([], [])
 
 
@@ -146,10 +145,9 @@ def test_openvino_matmuls_are_slow_without_vnni_and_told(vnni: Site, tmp_path: P
 @needs_vnni
 def test_openvino_for_vnni_runs_integer_matmuls(vnni: Site, tmp_path: Path) -> None:
     found = held_to("AVX512_CORE_VNNI", vnni.lowered(tmp_path / "openvino", "openvino"))
-    linears = 4 * LAYERS + 1
     kernels = products(found)
     assert kernels.pop(("Convolution", "brgconv_avx512_I8")) == 1
-    assert sum(kernels.values()) == linears
+    assert sum(kernels.values()) == 6 * LAYERS + 1
     assert {(kind, kernel.lower()) for kind, kernel in kernels} == {("FullyConnected", "brgemm_avx512_i8")}
     assert found["fallbacks"] == []
 
@@ -175,7 +173,7 @@ def test_openvino_layout_changes_are_counted(avx2: Site, vnni: Site, tmp_path: P
     for name, site in (("convolutions", avx2), ("matmuls", vnni)):
         found = Counter(node["kind"] for node in held_to("AVX2", site.lowered(tmp_path / name, "openvino"))["nodes"])
         counts[name] = (found["Transpose"], found["Reorder"], found["Convert"])
-    assert counts == {"convolutions": (7 * LAYERS + 1, 8 * LAYERS + 1, 0), "matmuls": (2 * LAYERS + 1, 2, 0)}
+    assert counts == {"convolutions": (9 * LAYERS + 1, 9 * LAYERS + 2, 0), "matmuls": (4 * LAYERS + 1, 2, 0)}
 
 
 def test_openvino_linears_that_stayed_float_are_fallbacks(avx2: Site, tmp_path: Path) -> None:
@@ -229,7 +227,8 @@ def test_real_widths_run_in_the_same_kernels(tmp_path: Path) -> None:
     assert kinds(found)["MatMul"] == 2 * LAYERS
     convolutions = held_to("AVX2", real.lowered(tmp_path / "openvino", "openvino"))
     assert convolutions["warnings"] == []
-    assert products(convolutions) == {("Convolution", "jit_avx2_1x1_I8"): linears, ("Convolution", "jit_avx2_I8"): 1}
+    kernels = {("Convolution", "jit_avx2_1x1_I8"): 6 * LAYERS, ("Convolution", "jit_avx2_I8"): 1}
+    assert products(convolutions) == kernels
     assert 0.3 < convolutions["integer_time_share"] < convolutions["integer_macs_share"]
     found = profile(real.lowered(tmp_path / "tflite", "tflite"), threads=1)
     assert (found.partitions, found.warnings) == (1, ())

@@ -27,6 +27,7 @@ from vitedge.quantization.scores import ScoreGrids
 
 VARIANTS = variants()
 LINEARS = 2 * 4 + 1 + 1  # of SHAPE: four a layer, patches, pooler
+OPENVINO_PRODUCTS = LINEARS + 2 * 2  # qkv is three
 
 
 STATIC = TARGETS["avx2"]["openvino"]
@@ -209,16 +210,19 @@ def test_openvino_structure(as_convolutions: bool, tmp_path: Path) -> None:
     model = openvino.Core().read_model(tmp_path / "model.xml")
     operations = Counter(operation.get_type_name() for operation in model.get_ordered_ops())
     assert operations["FakeQuantize"] == LINEARS
-    assert operations["Convolution"] == (LINEARS if as_convolutions else 1)
-    assert operations["MatMul"] == 2 * 2 + (0 if as_convolutions else LINEARS - 1)
-    # Of attention two a layer, of patches one; around qkv, o_proj, the pair of fc1 and fc2, and the pooler two each.
-    assert operations["Transpose"] == 2 * 2 + 1 + (2 * (3 * 2 + 1) if as_convolutions else 0)
+    assert operations["Convolution"] == (OPENVINO_PRODUCTS if as_convolutions else 1)
+    assert operations["MatMul"] == 2 * 2 + (0 if as_convolutions else OPENVINO_PRODUCTS - 1)
+    # Of attention four a layer, of patches one; before query, key and value one and behind each of them one, around
+    # o_proj, the pair of fc1 and fc2, and the pooler two each.
+    assert operations["Transpose"] == 2 * 4 + 1 + (2 * (4 + 2 + 2) + 2 if as_convolutions else 0)
+    # Of weights one each, of LayerNorms one each: what divides the input of fc2 is part of its range.
+    assert operations["Multiply"] == OPENVINO_PRODUCTS + 2 * 2 + 1
     integers = [
         operation
         for operation in model.get_ordered_ops()
         if operation.get_type_name() == "Constant" and operation.get_element_type() == openvino.Type.i8
     ]
-    assert len(integers) == LINEARS
+    assert len(integers) == OPENVINO_PRODUCTS
     assert model.inputs[0].partial_shape.to_string() == "[?,3,32,32]"
 
 
@@ -231,7 +235,8 @@ def test_openvino_runs_integer_kernels(as_convolutions: bool, tmp_path: Path) ->
     kinds = ("Convolution", "MatMul", "FullyConnected")
     runs = [node.get_rt_info() for node in nodes if node.get_rt_info()["layerType"].value in kinds]
     integer = [info for info in runs if info["runtimePrecision"].value in ("u8", "i8")]
-    assert len(integer) == LINEARS, [(info["layerType"].value, info["runtimePrecision"].value) for info in runs]
+    kernels = [(info["layerType"].value, info["runtimePrecision"].value) for info in runs]
+    assert len(integer) == OPENVINO_PRODUCTS, kernels
 
 
 def test_linear_that_the_plan_keeps_float_stays_float(tmp_path: Path) -> None:

@@ -41,7 +41,9 @@ class Speed:
 
 @dataclass(frozen=True)
 class Device:
-    """A device, whether its self-test passed (None without one), its steps, speeds, and what to doubt of all."""
+    """A device, whether its self-test passed (None without one), its steps, speeds, what to doubt of all, and what
+    could not be removed there (None if nothing).
+    """
 
     name: str
     machine: str
@@ -49,6 +51,7 @@ class Device:
     steps: tuple[Step, ...]
     speeds: tuple[Speed, ...]
     doubts: tuple[str, ...]
+    left: str | None
 
 
 def read_device(path: Path, source_digest: str, manifests: Mapping[str, Manifest]) -> Device:
@@ -107,6 +110,7 @@ def _device(path: Path, document: Mapping[str, Any], selftest: Mapping[str, Any]
         ),
         speeds=tuple(speed for run in runs for speed in _speeds(run)),
         doubts=tuple(str(flag) for run in runs for flag in run["flags"]),
+        left=document.get("left"),
     )
 
 
