@@ -14,7 +14,7 @@ import numpy as np
 
 from vitedge.calibration.observers import InputStatistics, Observer
 from vitedge.quantization.centering import center, channel_centers
-from vitedge.quantization.encoder import Encoder, FloatArray, float_linear, forward
+from vitedge.quantization.encoder import Encoder, EncoderShape, FloatArray, float_linear, forward
 from vitedge.quantization.fake import fake_quantized_linear
 from vitedge.quantization.plan import WEIGHT_FORMATS, IntegerWeight, ModulePlan, Plan, Recipe, StaticInput, WeightFormat
 from vitedge.quantization.prediction import Prediction
@@ -113,7 +113,7 @@ def make_plan(
     folded = tuple(name for name in smoothable(encoder) if _is_integer(name, recipes))
     centers = channel_centers(calibration.statistics, folded if centered else ())
     original, encoder = encoder, center(balance_scores(encoder, balances), centers)
-    statistics = _shifted(calibration.statistics, centers)
+    statistics = _possible(_shifted(calibration.statistics, centers), encoder.shape)
     empty = Plan(checkpoint_digest, calibration.digest, target, recipes, 0.0, {}, {}, balances, centers)
     rounder = _Rounder(encoder, statistics, recipes, explicit_strength)
     prediction = None
@@ -158,6 +158,14 @@ def _shifted(
     statistics: Mapping[str, InputStatistics], centers: Mapping[str, FloatArray]
 ) -> Mapping[str, InputStatistics]:
     return {name: seen.shifted_by(centers[name]) if name in centers else seen for name, seen in statistics.items()}
+
+
+def _possible(statistics: Mapping[str, InputStatistics], shape: EncoderShape) -> Mapping[str, InputStatistics]:
+    """Extremes that are expected of images, but not below what an activation gives."""
+    minima = {name: shape.known_minimum(name) for name in statistics}
+    return {
+        name: seen if (least := minima[name]) is None else seen.at_least(least) for name, seen in statistics.items()
+    }
 
 
 def _scores(

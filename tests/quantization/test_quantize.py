@@ -137,7 +137,9 @@ def test_inputs_cover_what_was_seen_after_smoothing(avx2: tuple[Plan, Encoder]) 
     for name in TRANSFORMER_LINEARS[1:]:
         static, multiplier = plan.modules[name].input, plan.modules[name].multiplier
         assert (multiplier is not None) == name.endswith("fc2")
-        inputs = seen[name] if multiplier is None else seen[name].divided_by(1 / multiplier)
+        known = SHAPE.known_minimum(name)
+        inputs = seen[name] if known is None else seen[name].at_least(known)
+        inputs = inputs if multiplier is None else inputs.divided_by(1 / multiplier)
         low, high = -static.scale * static.zero_point, static.scale * (255 - static.zero_point)
         assert low <= inputs.minimum.min() + static.scale
         assert high >= inputs.maximum.max() - static.scale
@@ -156,6 +158,18 @@ def test_fixed_inputs_behind_gelu_are_multiplied_and_the_weights_divided() -> No
     assert by_row.multiplier is None
     assert by_row.weight is plan.modules["layers.1.mlp.fc2"].weights["int8"]
     assert plan.modules["layers.1.mlp.fc2"].multiplied == {}
+
+
+def test_fixed_inputs_behind_gelu_do_not_expect_what_it_cannot_give() -> None:
+    calibration = calibrated(ENCODER, random_pixels(SHAPE, count=16))
+    known = SHAPE.known_minimum(FC2)
+    assert known is not None
+    seen = calibration.statistics[FC2]
+    assert seen.minimum.min() < known  # where images differ, extremes are expected beyond those seen
+    options: dict[str, Any] = {"recipes": TARGETS["avx2"], "target": "", "checkpoint_digest": "", "strengths": (0.8,)}
+    plan, _ = make_plan(ENCODER, calibration, **options, explicit_strength=None)
+    static = plan.modules[FC2].input
+    assert static == covering_input(known, float(seen.maximum.max()))
 
 
 def test_method_mse_narrows_static_inputs_and_no_others() -> None:
