@@ -112,7 +112,7 @@ def in_private_folder(device: AdbDevice, work: Callable[[str], DeviceResult]) ->
         by_hand = f"remove it: adb -s {device.serial} shell rm -r {folder}"
         return f"{folder} could not be removed ({why}); {by_hand}" if why else None
 
-    return cleaned_up(device.name, in_new_folder, clean_up)
+    return cleaned_up(device.name, folder, in_new_folder, clean_up)
 
 
 def push(device: AdbDevice, source: Path, destination: str, record: FileRecord) -> str:

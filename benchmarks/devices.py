@@ -51,25 +51,36 @@ class DeviceResult:
         return {"format": "vitedge-device/1", **asdict(self)}
 
 
-def cleaned_up(name: str, work: Callable[[], DeviceResult], clean_up: Callable[[], str | None]) -> DeviceResult:
-    """What `work` gave. A clean-up that fails after it costs no measurement; one after an error is told with that.
+def cleaned_up(
+    name: str, folder: str, work: Callable[[], DeviceResult], clean_up: Callable[[], str | None]
+) -> DeviceResult:
+    """What `work` gave. A clean-up that fails after it, or is interrupted because it waits for a device that is gone,
+    costs no measurement; after an error it is told with that.
 
     Args:
         name: Of the device.
+        folder: Where it works there.
         work: Measures there.
         clean_up: Removes what that left there, also after an interrupt; says what is still there, or None.
 
     Raises:
         DeviceError: As `work` does; or, after an error or interrupt, something could not be removed.
     """
+
+    def still_there() -> str | None:
+        try:
+            return clean_up()
+        except KeyboardInterrupt:
+            return f"{folder} perhaps: its removal was interrupted; look there, and remove it"
+
     try:
         result = work()
     except BaseException as error:
-        if left := clean_up():
+        if left := still_there():
             first = f"{error}; and " if isinstance(error, VitedgeError) else f"{name}: "
             raise DeviceError(f"{first}{left}") from error
         raise
-    return replace(result, left=clean_up())
+    return replace(result, left=still_there())
 
 
 def last_line(result: subprocess.CompletedProcess[str]) -> str:

@@ -185,7 +185,7 @@ def _in_private_folder(remote: Remote, place: str, work: Callable[[str], DeviceR
             return f"{error}; {folder} is left there: remove it when the device is back"
         return f"{folder} could not be removed ({last_line(removed)}); remove it there" if removed.returncode else None
 
-    return cleaned_up(remote.name, in_new_folder, clean_up)
+    return cleaned_up(remote.name, folder, in_new_folder, clean_up)
 
 
 def _remove(remote: Remote, folder: str) -> subprocess.CompletedProcess[str]:
