@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.tiny import SHAPE, random_encoder, random_pixels, variants
 from vitedge.quantization import quantize
@@ -14,7 +16,7 @@ from vitedge.quantization.encoder import Encoder, FloatArray, float_linear, forw
 from vitedge.quantization.fake import fake_quantized_linear
 from vitedge.quantization.plan import TARGETS, Plan, QuantizedLinear, Recipe, StaticInput
 from vitedge.quantization.prediction import Prediction
-from vitedge.quantization.quantize import Calibration, apply_rewrites, make_plan, observe
+from vitedge.quantization.quantize import Calibration, apply_rewrites, make_plan, observe, spread_over
 from vitedge.quantization.ranges import covering_input
 from vitedge.quantization.rounding import round_weights
 from vitedge.quantization.saturation import certify, pairings
@@ -214,6 +216,15 @@ def test_the_strength_with_the_best_prediction_is_taken(encoder: Encoder, streng
     assert (found.strength, found.digest()) == (best, digests[best])
     assert mean_db(found, smoothed) == pytest.approx(scores[best])
     assert scores[best] > min(scores.values()) + 0.5  # they do differ
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=30), st.integers(2, 12))
+def test_images_that_judge_are_spread_over_all(batch_sizes: list[int], at_most: int) -> None:
+    count = sum(batch_sizes)
+    images = np.arange(count, dtype=np.float32)[:, None, None, None]
+    found = spread_over(np.split(images, np.cumsum(batch_sizes)[:-1]), at_most)
+    stride = next(2**power for power in range(12) if -(-count // 2**power) <= at_most)
+    np.testing.assert_array_equal(found, images[::stride])
 
 
 def test_what_no_smoothing_changes_is_rounded_once(monkeypatch: pytest.MonkeyPatch) -> None:
