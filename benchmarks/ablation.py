@@ -76,7 +76,7 @@ class Bench:
         def parts() -> Iterable[FloatArray]:
             return np.array_split(pixels, max(1, len(pixels) // _BATCH))
 
-        return Calibration(observe(self.encoder, parts()), parts, self._contract.value_range, "")
+        return Calibration(observe(self.encoder, parts()), parts, parts, self._contract.value_range, "")
 
     def plan(self, calibration: Calibration, recipes: Mapping[str, Recipe], **options: object) -> tuple[Plan, Encoder]:
         return make_plan(self.encoder, calibration, recipes=recipes, target="", checkpoint_digest="", **options)  # type: ignore[arg-type]

@@ -43,10 +43,6 @@ class InputStatistics:
         """The statistics of the same input with an offset subtracted from every channel."""
         return replace(self, minimum=self.minimum - offsets, maximum=self.maximum - offsets, mean=self.mean - offsets)
 
-    def at_least(self, minimum: float) -> "InputStatistics":
-        """The statistics of an input that nothing can make smaller than that: extremes are expected, not only seen."""
-        return replace(self, minimum=np.maximum(self.minimum, np.float32(minimum)))
-
     def divided_by(self, factors: NDArray[np.float32]) -> "InputStatistics":
         """The statistics of the same input with every channel divided by its positive factor."""
         return InputStatistics(

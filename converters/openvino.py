@@ -13,9 +13,9 @@ The plugin turns FakeQuantize into u8 and runs the product in integers. Which pr
 those without VNNI (target `avx2`) integer MatMuls fall into a slow generic kernel, while 1×1 convolutions have a fast
 one, so every linear becomes a convolution. Permutes around it cost nothing where they become the convolution's own
 layout: tokens are [batch, tokens, hidden] everywhere else (of four dimensions the plugin takes LayerNorm apart, and one
-permute more is real: 4 to 8 % of the time), rounded before the permute, in the same kernel as LayerNorm's weight, and
-stay in that layout between fc1 and fc2. A fixed range of fc2 is that of its input times a factor per channel. With VNNI
-or AMX, and in float, MatMul is faster and needs no permutes.
+permute more is real), rounded before the permute, in the same kernel as LayerNorm's weight, and stay in that layout
+between fc1 and fc2. With VNNI or AMX, and in float, MatMul is faster and needs no permutes. What multiplies the input of
+fc2 by channel is part of its fixed range.
 
 Residual adds, LayerNorm, softmax and GELU stay float, as in the other lowerings, and so do attention's two MatMuls, but
 for scores that the plan wants in integers: with VNNI the plugin fuses attention around an integer product of query and
@@ -127,8 +127,8 @@ class _Graph:
     ) -> Any:
         """x, times a positive multiplier that broadcasts to it if one is given, rounded to 256 levels from low to high.
 
-        The multiplier divides the ends instead. As a node of its own it would get there too, but the plugin's pass for
-        that takes a sixth of the time that loading the IR takes.
+        The multiplier divides the ends instead. As a node of its own it would get there too, by a pass of the plugin
+        that takes its time whenever the IR is loaded (`FakeQuantizeFusions`; OV_ENABLE_PROFILE_PASS=1 prints it).
         """
         ends = _constant(low), _constant(high)
         inside = ends if multiplier is None else (_constant(low / multiplier), _constant(high / multiplier))

@@ -8,13 +8,12 @@ end of the range, and unseen images exceed it.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
 
 import numpy as np
 
 from vitedge.calibration.observers import InputStatistics, Observer
 from vitedge.quantization.centering import center, channel_centers
-from vitedge.quantization.encoder import Encoder, EncoderShape, FloatArray, float_linear, forward
+from vitedge.quantization.encoder import Encoder, FloatArray, float_linear, forward
 from vitedge.quantization.fake import fake_quantized_linear
 from vitedge.quantization.plan import WEIGHT_FORMATS, IntegerWeight, ModulePlan, Plan, Recipe, StaticInput, WeightFormat
 from vitedge.quantization.prediction import Prediction
@@ -36,7 +35,6 @@ STRENGTHS = (0.5, 0.6, 0.7)
 # Of inputs that are divided at run time.
 EXPLICIT_STRENGTH = 0.4
 _PATCHES = "patch_embedding"
-_JUDGING_IMAGES = 32  # at most
 
 
 def observe(encoder: Encoder, batches: Iterable[PixelValues]) -> Mapping[str, InputStatistics]:
@@ -59,8 +57,8 @@ class Calibration:
 
     Attributes:
         statistics: From `observe`, of the encoder as loaded.
-        batches: The images again: a call starts over. A part of them judges strengths and, with range method mse, all
-            of them fill histograms.
+        batches: The images again, to fill histograms with range method mse and to balance scores: a call starts over.
+        judging: Those of them that judge strengths: few, and spread over all, as folders are sorted, often by class.
         pixel_range: Smallest and largest normalized pixel value that preprocessing can produce; the input range of the
             patch embedding, so that no unseen image clips there.
         digest: Of the images.
@@ -68,6 +66,7 @@ class Calibration:
 
     statistics: Mapping[str, InputStatistics]
     batches: Callable[[], Iterable[PixelValues]]
+    judging: Callable[[], Iterable[PixelValues]]
     pixel_range: tuple[float, float]
     digest: str
 
@@ -113,12 +112,12 @@ def make_plan(
     folded = tuple(name for name in smoothable(encoder) if _is_integer(name, recipes))
     centers = channel_centers(calibration.statistics, folded if centered else ())
     original, encoder = encoder, center(balance_scores(encoder, balances), centers)
-    statistics = _possible(_shifted(calibration.statistics, centers), encoder.shape)
+    statistics = _shifted(calibration.statistics, centers)
     empty = Plan(checkpoint_digest, calibration.digest, target, recipes, 0.0, {}, {}, balances, centers)
     rounder = _Rounder(encoder, statistics, recipes, explicit_strength)
     prediction = None
     if len(strengths) > 1:
-        prediction = Prediction(original, spread_over(calibration.batches(), _JUDGING_IMAGES))
+        prediction = Prediction(original, np.concatenate(list(calibration.judging())))
     best: tuple[float, Plan, Encoder] | None = None
     for strength in strengths:
         factors = smoothing_factors(statistics, folded, strength)
@@ -136,22 +135,6 @@ def make_plan(
             best = score, plan, smoothed
     assert best is not None, "at least one strength"
     return best[1:]
-
-
-def spread_over(batches: Iterable[PixelValues], at_most: int) -> PixelValues:
-    """Every n-th image, for the smallest power of two n that leaves at most so many; the rest is not kept.
-
-    Folders are sorted, often by class: on vit-s14-real the first 24 images choose another strength than all 100, every
-    fourth image the same.
-    """
-    kept: list[PixelValues] = []
-    stride = 1
-    for index, image in enumerate(chain.from_iterable(batches)):
-        if index % stride == 0:
-            kept.append(image.copy())
-            if len(kept) > at_most:
-                kept, stride = kept[::2], 2 * stride
-    return np.stack(kept)
 
 
 def _mean_sqnr_db(prediction: Prediction, plan: Plan, smoothed: Encoder) -> float:
@@ -174,14 +157,6 @@ def _shifted(
     statistics: Mapping[str, InputStatistics], centers: Mapping[str, FloatArray]
 ) -> Mapping[str, InputStatistics]:
     return {name: seen.shifted_by(centers[name]) if name in centers else seen for name, seen in statistics.items()}
-
-
-def _possible(statistics: Mapping[str, InputStatistics], shape: EncoderShape) -> Mapping[str, InputStatistics]:
-    """Extremes that are expected of images, but not below what an activation gives."""
-    minima = {name: shape.known_minimum(name) for name in statistics}
-    return {
-        name: seen if (least := minima[name]) is None else seen.at_least(least) for name, seen in statistics.items()
-    }
 
 
 def _scores(

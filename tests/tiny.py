@@ -80,7 +80,7 @@ def planned(
     given = random_pixels(checkpoint.encoder.shape, count=2) if pixels is None else pixels
     return make_plan(
         checkpoint.encoder,
-        Calibration(observe(checkpoint.encoder, [given]), lambda: [given], (-1, 1), "images"),
+        Calibration(observe(checkpoint.encoder, [given]), lambda: [given], lambda: [given], (-1, 1), "images"),
         recipes=recipes or TARGETS[target],
         target=target,
         checkpoint_digest=checkpoint.origin.digest,

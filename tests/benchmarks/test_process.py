@@ -26,7 +26,7 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     images = [random_pixels(checkpoint.encoder.shape, 8)]
     plan, smoothed = make_plan(
         checkpoint.encoder,
-        Calibration(observe(checkpoint.encoder, images), lambda: images, (-1, 1), "digest"),
+        Calibration(observe(checkpoint.encoder, images), lambda: images, lambda: images, (-1, 1), "digest"),
         recipes=TARGETS["avx2"],
         target="avx2",
         checkpoint_digest=checkpoint.origin.digest,

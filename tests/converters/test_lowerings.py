@@ -41,7 +41,7 @@ IMAGES, AGREEMENT_DB = 9, 110
 
 def quantized(shape: EncoderShape, recipe: Recipe = STATIC) -> tuple[Encoder, dict[str, QuantizedLinear]]:
     encoder, pixels = random_encoder(shape), random_pixels(shape, count=16)
-    calibration = Calibration(observe(encoder, [pixels]), lambda: [pixels], (-1, 1), "i")
+    calibration = Calibration(observe(encoder, [pixels]), lambda: [pixels], lambda: [pixels], (-1, 1), "i")
     plan, smoothed = make_plan(
         encoder, calibration, recipes={"onnx": recipe}, target="avx2", checkpoint_digest="c", strengths=(0.7,)
     )

@@ -78,7 +78,7 @@ def test_refuses_a_center_that_is_none(offset: np.ndarray) -> None:
 
 def test_fixed_ranges_lose_less_around_centered_channels() -> None:
     encoder, pixels = offset_encoder(), random_pixels(count=16)
-    calibration = Calibration(observe(encoder, [pixels]), lambda: [pixels], (-1, 1), "i")
+    calibration = Calibration(observe(encoder, [pixels]), lambda: [pixels], lambda: [pixels], (-1, 1), "i")
     recipes = {"onnx": Recipe("int8", {"*": "static", O_PROJ: "float"})}
     found, prediction = {}, Prediction(encoder, pixels)
     for centered in (False, True):

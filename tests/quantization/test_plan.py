@@ -32,7 +32,7 @@ FC1, FC2 = "layers.0.mlp.fc1", "layers.1.mlp.fc2"
 @cache
 def tiny_plan() -> tuple[Plan, Encoder, Encoder]:
     encoder, pixels = random_encoder(), random_pixels(count=16)
-    calibration = Calibration(observe(encoder, [pixels]), lambda: [pixels], (-1, 1), "i")
+    calibration = Calibration(observe(encoder, [pixels]), lambda: [pixels], lambda: [pixels], (-1, 1), "i")
     plan, smoothed = make_plan(
         encoder, calibration, recipes=TARGETS["avx2"], target="avx2", checkpoint_digest="c" * 64, strengths=(0.8,)
     )

@@ -48,7 +48,7 @@ def lopsided(seed: int = 0) -> Encoder:
 
 def planned(encoder: Encoder, recipe: Recipe = INT8, **options: object) -> tuple[Plan, Encoder]:
     pixels = random_pixels(encoder.shape, count=32)
-    calibration = Calibration(observe(encoder, [pixels]), lambda: [pixels], (-1, 1), "i")
+    calibration = Calibration(observe(encoder, [pixels]), lambda: [pixels], lambda: [pixels], (-1, 1), "i")
     recipes = {"openvino": recipe}
     arguments = {"recipes": recipes, "target": "vnni", "checkpoint_digest": "c", "strengths": (0.6,), **options}
     return make_plan(encoder, calibration, **arguments)  # type: ignore[arg-type]
@@ -161,7 +161,7 @@ def test_float_scores_need_no_pass_over_the_images() -> None:
     def none() -> list[FloatArray]:
         raise AssertionError("not needed")
 
-    calibration = Calibration(observe(encoder, [pixels]), none, (-1, 1), "i")
+    calibration = Calibration(observe(encoder, [pixels]), none, none, (-1, 1), "i")
     recipes: Mapping[str, Recipe] = TARGETS["avx2"]
     plan, _ = make_plan(encoder, calibration, recipes=recipes, target="avx2", checkpoint_digest="c", strengths=(0.6,))
     assert plan.balances == {}

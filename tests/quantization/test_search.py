@@ -35,7 +35,7 @@ MAYBE_DYNAMIC = {"onnx": INTEGER_LINEARS, "openvino": INTEGER_LINEARS - 1, "tfli
 @pytest.fixture(scope="module")
 def planned() -> tuple[Plan, Encoder]:
     """A plan in which one linear is much worse than the others: its input is clipped to a quarter."""
-    calibration = Calibration(observe(ENCODER, [PIXELS]), lambda: [PIXELS], (-1, 1), "i")
+    calibration = Calibration(observe(ENCODER, [PIXELS]), lambda: [PIXELS], lambda: [PIXELS], (-1, 1), "i")
     plan, smoothed = make_plan(
         ENCODER, calibration, recipes=RECIPES, target="avx2", checkpoint_digest="c", strengths=(0.7,)
     )

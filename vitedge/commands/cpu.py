@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vitedge.calibration import cache
-from vitedge.calibration.images import ImageSet, batches
+from vitedge.calibration.images import ImageSet, batches, spread
 from vitedge.calibration.observers import InputStatistics
 from vitedge.commands.clock import Clock
 from vitedge.commands.request import BuildRequest
@@ -25,7 +25,7 @@ from vitedge.runtimes.errors import PlanError
 from vitedge.runtimes.manifest import Manifest
 
 _BATCH = 8
-_SEARCH_IMAGES = 24
+_JUDGING_IMAGES, _SEARCH_IMAGES = 32, 24
 # Part of the calibration cache's fingerprint; raise it when what is observed, or how, changes.
 _OBSERVATION_METHOD = "covariance-2"
 
@@ -188,7 +188,14 @@ def _calibrate(checkpoint: Checkpoint, images: ImageSet, console: Console) -> Ca
     """What the images say of the encoder, from the cache if they were observed before."""
     contract = checkpoint.preprocessing
     statistics = _statistics(checkpoint, images, console)
-    return Calibration(statistics, lambda: batches(images, contract, _BATCH), contract.value_range, images.digest)
+    judging = replace(images, paths=spread(images.paths, _JUDGING_IMAGES))
+    return Calibration(
+        statistics,
+        lambda: batches(images, contract, _BATCH),
+        lambda: batches(judging, contract, _BATCH),
+        contract.value_range,
+        images.digest,
+    )
 
 
 def _statistics(checkpoint: Checkpoint, images: ImageSet, console: Console) -> Mapping[str, InputStatistics]:
