@@ -14,8 +14,8 @@ those without VNNI (target `avx2`) integer MatMuls fall into a slow generic kern
 one, so every linear becomes a convolution. Permutes around it cost nothing where they become the convolution's own
 layout: tokens are [batch, tokens, hidden] everywhere else (of four dimensions the plugin takes LayerNorm apart, and one
 permute more is real), rounded before the permute, in the same kernel as LayerNorm's weight, and stay in that layout
-between fc1 and fc2. With VNNI or AMX, and in float, MatMul is faster and needs no permutes. What multiplies the input of
-fc2 by channel is part of its fixed range.
+between fc1 and fc2. With VNNI or AMX, and in float, MatMul is faster and needs no permutes. What multiplies the input
+of fc2 by channel is part of its fixed range.
 
 Residual adds, LayerNorm, softmax and GELU stay float, as in the other lowerings, and so do attention's two MatMuls, but
 for scores that the plan wants in integers: with VNNI the plugin fuses attention around an integer product of query and

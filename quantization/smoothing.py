@@ -7,8 +7,8 @@ column j of the linear multiplied by it; the function stays the same. A ViT has 
     value rows of attention.qkv -> attention.o_proj    (attention mixes tokens, never channels)
 
 The input of mlp.fc2 comes out of GELU, which nothing can be folded through. Where it has a fixed range, which outliers
-make coarse, it is divided at run time instead (`explicitly_smoothed`): a multiplication per value, or a
-range per channel, which gains 3 dB of the whole model on vit-s14-real in OpenVINO (`benchmarks/ablation.py`).
+make coarse, it is divided at run time instead (`explicitly_smoothed`): a multiplication per value, or a range per
+channel, which gains 3 dB of the whole model on vit-s14-real in OpenVINO (`benchmarks/ablation.py`).
 
 Factors are s_j = max|x_j|^strength, normalized to a geometric mean of 1. The paper's equation 4 divides that by
 max|W_:j|^(1 - strength), to make weights easier too; but second-order rounding does not need that, and it makes
