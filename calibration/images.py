@@ -7,12 +7,15 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
 from vitedge.runtimes.errors import ImageError, ImageSetError
 from vitedge.runtimes.image import read_image
 from vitedge.runtimes.preprocess import PixelValues, Preprocessing
+
+T = TypeVar("T")
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 _MAX_BAD_SHARE = 0.05
@@ -64,11 +67,11 @@ def list_images(folder: Path) -> tuple[Path, ...]:
     return tuple(sorted(found, key=lambda path: path.relative_to(folder).as_posix()))
 
 
-def spread(paths: Sequence[Path], count: int | None) -> tuple[Path, ...]:
-    """`count` of the paths, evenly over the list; all of them if there are no more or count is None."""
-    if count is None or count >= len(paths):
-        return tuple(paths)
-    return tuple(paths[(2 * index + 1) * len(paths) // (2 * count)] for index in range(count))
+def spread(items: Sequence[T], count: int | None) -> tuple[T, ...]:
+    """`count` of the items, evenly over the list; all of them if there are no more or count is None."""
+    if count is None or count >= len(items):
+        return tuple(items)
+    return tuple(items[(2 * index + 1) * len(items) // (2 * count)] for index in range(count))
 
 
 def scan(folder: Path, count: int | None, advance: Callable[[int], None] = lambda _: None) -> ImageSet:

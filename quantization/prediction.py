@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from vitedge.calibration.images import spread
 from vitedge.quantization.encoder import Encoder, FloatArray, Linear, float_linear, forward
 from vitedge.quantization.fidelity import cosine, sqnr_db
 from vitedge.runtimes.preprocess import PixelValues
@@ -27,24 +28,25 @@ def fidelity(expected: FloatArray, found: FloatArray) -> Fidelity:
     return Fidelity(sqnr_db(signal, noise), float(cosines.mean()), float(cosines.min()))
 
 
+def hidden_states(encoder: Encoder, linear: Linear, pixel_values: PixelValues) -> FloatArray:
+    """`last_hidden_state` [images, tokens, hidden], with the linears computed so; in batches of 8."""
+    batches = (pixel_values[start : start + _BATCH] for start in range(0, len(pixel_values), _BATCH))
+    return np.concatenate([forward(encoder, batch, linear)["last_hidden_state"] for batch in batches])
+
+
 class Prediction:
     """Predicts variants of an encoder; the FP32 outputs are computed once.
 
     Args:
         encoder: FP32, as loaded.
-        pixel_values: float32 [images, channels, height, width]; run in batches of 8.
+        pixel_values: float32 [images, channels, height, width].
     """
 
     def __init__(self, encoder: Encoder, pixel_values: PixelValues) -> None:
         self._pixel_values = pixel_values
-        self._expected = self._hidden_state(encoder, float_linear(encoder), len(pixel_values))
+        self._expected = hidden_states(encoder, float_linear(encoder), pixel_values)
 
     def __call__(self, smoothed: Encoder, linear: Linear, images: int | None = None) -> Fidelity:
-        """Of the smoothed encoder with its linears computed so, on all images or the first few."""
-        count = len(self._pixel_values) if images is None else min(images, len(self._pixel_values))
-        return fidelity(self._expected[:count], self._hidden_state(smoothed, linear, count))
-
-    def _hidden_state(self, encoder: Encoder, linear: Linear, count: int) -> FloatArray:
-        starts = range(0, count, _BATCH)
-        batches = (self._pixel_values[start : min(start + _BATCH, count)] for start in starts)
-        return np.concatenate([forward(encoder, batch, linear)["last_hidden_state"] for batch in batches])
+        """Of the smoothed encoder with its linears computed so, on all images or so many, evenly over them."""
+        chosen = list(spread(range(len(self._pixel_values)), images))
+        return fidelity(self._expected[chosen], hidden_states(smoothed, linear, self._pixel_values[chosen]))

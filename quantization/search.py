@@ -94,7 +94,7 @@ def climb(
         plan: Where to start from; no linear goes down the ladder.
         runtime: A key of `plan.recipes`.
         smoothed: The encoder of the plan.
-        prediction: Predicts; sensitivities on its first 8 images.
+        prediction: Predicts; sensitivities on 8 of its images.
         progress: Called with each linear's name when its sensitivity is known.
         allow_dynamic: Whether a static linear may turn dynamic; else it turns float at once.
     """

@@ -59,8 +59,10 @@ def build(
         ),
     ] = None,
     runtime: Annotated[
-        str | None,
-        typer.Option(help="Any of onnx,openvino,tflite. Default: all; tflite for npu.", show_default=False),
+        list[str] | None,
+        typer.Option(
+            help="Any of onnx,openvino,tflite; may be repeated. Default: all; tflite for npu.", show_default=False
+        ),
     ] = None,
     target: Annotated[
         Target,
@@ -277,12 +279,12 @@ def _gates(max_drop: str | None, min_cosine: float | None, min_sqnr_db: float | 
     return Gates(None if max_drop is None else parse_fraction(max_drop), min_cosine, min_sqnr_db)
 
 
-def _runtimes(text: str | None, target: str) -> tuple[str, ...]:
-    if text is None:
+def _runtimes(given: list[str] | None, target: str) -> tuple[str, ...]:
+    if not given:
         from vitedge.runtimes.manifest import RUNTIMES
 
         return ("tflite",) if target == "npu" else RUNTIMES
-    return tuple(name.strip() for name in text.split(","))
+    return tuple(dict.fromkeys(name.strip() for text in given for name in text.split(",")))
 
 
 def _batch(text: str) -> int | str:

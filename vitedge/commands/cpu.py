@@ -79,7 +79,8 @@ class CpuPlanned:
         plot_search(self.searches, path)
 
     def _prediction(self) -> Prediction:
-        pixel_values = next(batches(self.images, self.checkpoint.preprocessing, _SEARCH_IMAGES))
+        judging = replace(self.images, paths=spread(self.images.paths, _SEARCH_IMAGES))
+        pixel_values = next(batches(judging, self.checkpoint.preprocessing, _SEARCH_IMAGES))
         return Prediction(self.checkpoint.encoder, pixel_values)
 
     def _climb(self, runtime: str, prediction: Prediction, progress: Callable[[str], None] = lambda _: None) -> Climb:
