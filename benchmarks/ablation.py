@@ -2,11 +2,11 @@
 
     python -m vitedge.benchmarks.ablation CHECKPOINT --calibration DIR --eval DIR [--only calibration]
 
-Rows: the formats of weights alone (inputs in float), the centering of input channels, the strengths of smoothing, the
-methods for fixed ranges, the division behind GELU, attention scores in integers (target vnni), and three disjoint
-subsets of the calibration images.
+Rows: linears in 16-bit floats, the formats of weights alone (inputs in float), the centering of input channels, the
+strengths of smoothing, the methods for fixed ranges, the division behind GELU, attention scores in integers (target
+vnni), and three disjoint subsets of the calibration images.
 Prints a table and ends in one JSON document. Numbers are of `last_hidden_state` and the class token, against the float
-encoder.
+encoder; "1-NN" is the share of images whose nearest other image, by class token, stays the same.
 """
 
 import argparse
@@ -24,11 +24,12 @@ from torch.nn import functional
 
 from vitedge.calibration.images import ImageSet, batches, scan
 from vitedge.converters.checkpoint import Checkpoint, load_checkpoint
-from vitedge.quantization.encoder import Encoder, FloatArray, Linear
+from vitedge.quantization.encoder import Encoder, FloatArray, Linear, float_linear
 from vitedge.quantization.fake import fake_quantized_linear
 from vitedge.quantization.plan import TARGETS, WEIGHT_FORMATS, Plan, QuantizedLinear, Recipe
-from vitedge.quantization.prediction import Prediction
+from vitedge.quantization.prediction import fidelity, hidden_states
 from vitedge.quantization.quantize import EXPLICIT_STRENGTH, Calibration, make_plan, observe
+from vitedge.quantization.retrieval import Retrieval, compare_retrieval
 from vitedge.runtimes.errors import VitedgeError
 
 STRENGTH = 0.7  # where something else is varied
@@ -48,6 +49,7 @@ class Row:
     sqnr_db: float
     cosine_mean: float
     cosine_worst: float
+    agreement_at_1: float | None
 
 
 class Bench:
@@ -65,8 +67,8 @@ class Bench:
         self.static = {"openvino": Recipe(TARGETS[target]["openvino"].weights, {"*": "static"})}
         self._contract = checkpoint.preprocessing
         self._calibration_pixels = np.concatenate(list(batches(images, self._contract, _BATCH)))
-        pixels = np.concatenate(list(batches(evaluation, self._contract, _BATCH)))
-        self._prediction = Prediction(self.encoder, pixels)
+        self._pixels = np.concatenate(list(batches(evaluation, self._contract, _BATCH)))
+        self._expected = hidden_states(self.encoder, float_linear(self.encoder), self._pixels)
         self.calibration = self.calibrated(slice(None))
 
     def calibrated(self, part: slice) -> Calibration:
@@ -89,7 +91,16 @@ class Bench:
             yield self.judged(what, variant, runtime, smoothed, linear)
 
     def judged(self, what: str, variant: str, runtime: str, smoothed: Encoder, linear: Linear) -> Row:
-        return Row(what, variant, runtime, *self._prediction(smoothed, linear))
+        found = hidden_states(smoothed, linear, self._pixels)
+        neighbors = compare_retrieval(self._expected[:, 0], found[:, 0])
+        agreement = neighbors.agreement_at_1.mean if isinstance(neighbors, Retrieval) else None
+        return Row(what, variant, runtime, *fidelity(self._expected, found), agreement)
+
+
+def float_formats(bench: Bench) -> Iterator[Row]:
+    for dtype in (torch.float16, torch.bfloat16):
+        linear = _linear_in(dtype, bench.encoder)
+        yield bench.judged("linears in", str(dtype).removeprefix("torch."), "any", bench.encoder, linear)
 
 
 def weights_alone(bench: Bench) -> Iterator[Row]:
@@ -145,6 +156,7 @@ def calibration(bench: Bench) -> Iterator[Row]:
 # One decision varied at a time, the others as they are by default.
 DECISIONS: Mapping[str, Callable[[Bench], Iterator[Row]]] = MappingProxyType(
     {
+        "floats": float_formats,
         "weights": weights_alone,
         "centering": centering,
         "smoothing": smoothing,
@@ -154,6 +166,12 @@ DECISIONS: Mapping[str, Callable[[Bench], Iterator[Row]]] = MappingProxyType(
         "calibration": calibration,
     }
 )
+
+
+def _linear_in(dtype: torch.dtype, encoder: Encoder) -> Linear:
+    """Inputs, weights, biases and outputs rounded to a float format, as CPUs and GPUs that compute in it do."""
+    tensors = {name: torch.from_numpy(values).to(dtype) for name, values in encoder.tensors.items()}
+    return lambda name, x: functional.linear(x.to(dtype), tensors[f"{name}.weight"], tensors[f"{name}.bias"]).float()
 
 
 def _weights_only(linears: Mapping[str, QuantizedLinear]) -> Linear:
@@ -181,7 +199,8 @@ def main(argv: list[str] | None = None) -> int:
             rows.append(row)
             sys.stdout.write(
                 f"{row.what:14} {row.variant:22} {row.runtime:9} {row.sqnr_db:6.2f} dB"
-                f"  cosine {row.cosine_mean:.5f} / {row.cosine_worst:.5f}\n"
+                f"  cosine {row.cosine_mean:.5f} / {row.cosine_worst:.5f}"
+                f"  1-NN {'not measured' if row.agreement_at_1 is None else f'{row.agreement_at_1:.1%}'}\n"
             )
             sys.stdout.flush()
     except VitedgeError as error:

@@ -1,8 +1,9 @@
 // What `npm run build` does after tsc: puts a page, the engine, the model and the golden vectors beside the modules in
-// site/, which any static server can serve. No bundler: an import map says where the engine is.
+// site/, which any static server can serve. No bundler: modules stay files.
 
 import { createHash } from "node:crypto";
 import { cpSync, existsSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
+import { posix } from "node:path";
 
 const { imports, files } = JSON.parse(readFileSync("package.json", "utf8")).site;
 const sha256 = (data) => `sha256-${createHash("sha256").update(data).digest("base64")}`;
@@ -18,11 +19,16 @@ for (const folder of ["public", "model", "golden"]) {
   cpSync(folder, folder === "public" ? "site" : `site/${folder}`, { recursive: true });
 }
 
-// The page allows scripts of its own site only; the import map, which must be inline, is allowed by its hash.
-const paths = Object.entries(imports).map(([name, file]) => [name, `./vendor/${file}`]);
-const map = JSON.stringify({ imports: Object.fromEntries(paths) });
-const page = readFileSync("public/index.html", "utf8").replace("IMPORT_MAP", map).replace("IMPORT_HASH", sha256(map));
-writeFileSync("site/index.html", page);
+// Modules name the engine as packages do; browsers need to be told where that is. An import map in the page would tell
+// the page alone, and not its workers.
+for (const script of readdirSync("site", { recursive: true }).filter((path) => /\.m?js$/.test(path))) {
+  const text = readFileSync(`site/${script}`, "utf8");
+  const located = Object.entries(imports).reduce((found, [name, file]) => {
+    const path = posix.relative(posix.dirname(script.replaceAll("\\", "/")), `vendor/${file}`);
+    return found.replaceAll(`from "${name}"`, `from "${path.startsWith(".") ? path : `./${path}`}"`);
+  }, text);
+  if (located !== text) writeFileSync(`site/${script}`, located);
+}
 
 const kept = {};
 for (const entry of readdirSync("site", { recursive: true, withFileTypes: true })) {

@@ -49,6 +49,12 @@ def test_a_missing_engine_is_named(app: Path, browser: Browser) -> None:
         )
 
 
+def test_a_missing_worker_is_named(app: Path, browser: Browser) -> None:
+    (app / "site" / "background-worker.js").unlink()
+    with served(app / "site") as url:
+        assert error_of(browser, url) == "/background-worker.js: the worker failed (it cannot be loaded)"
+
+
 def test_a_build_without_the_engine_is_refused(app: Path) -> None:
     shutil.rmtree(app / "node_modules" / "onnxruntime-web" / "dist")
     result = npm(app, "exec", "--", "node", "build.js")

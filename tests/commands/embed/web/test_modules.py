@@ -113,6 +113,33 @@ def test_a_wrong_input_is_refused(runtime: str, apps: Mapping[str, Path], browse
             browser.evaluate(f"{load}.then((encoder) => encoder.run(new Uint8Array(3072)))")
 
 
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_in_the_background_it_is_the_same(runtime: str, apps: Mapping[str, Path], browser: Browser, site: Site) -> None:
+    image = decoded(sorted(site.evaluation.rglob("*.png"))[0])
+    encode = ".then(async (encoder) => [...(await encoder.encode(await image)).last_hidden_state.values])"
+    load = (
+        "import('./background.js').then(({ BackgroundEncoder }) => BackgroundEncoder.load('model/'))"
+        ".then((encoder) => { globalThis.background = encoder; return encoder; })"
+    )
+    with served(apps[runtime] / "site") as url:
+        browser.open(url)
+        here = "import('./encoder.js').then(({ Encoder }) => Encoder.load('model/'))"
+        browser.evaluate(f"{{ globalThis.image = {image}; }}")
+        expected = browser.evaluate(here + encode)
+        assert browser.evaluate(load + encode) == expected
+        assert browser.evaluate("background.loaded.threads") == 1
+        with pytest.raises(BrowserError, match="RangeError: input: expected 3072 values of float32, found 5"):
+            browser.evaluate("background.run(new Float32Array(5))")
+        with pytest.raises(BrowserError, match="RangeError: image: expected RGB of 2×2 pixels, found 1 values"):
+            browser.evaluate("background.encode({ data: new Uint8Array(1), height: 2, width: 2 })")
+        with pytest.raises(BrowserError, match="the encoder was closed"):
+            browser.evaluate(
+                "(() => { const late = background.run(new Float32Array(3072)); background.close(); return late; })()"
+            )
+        with pytest.raises(BrowserError, match="the encoder was closed"):
+            browser.evaluate("background.run(new Float32Array(3072))")
+
+
 def test_every_filter_is_the_contracts_own(apps: Mapping[str, Path], tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     sizes = [((37, 61), (32, 32)), ((7, 5), (32, 31)), ((90, 33), (32, 32)), ((32, 90), (32, 17)), ((1, 1), (3, 2))]

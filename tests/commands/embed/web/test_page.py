@@ -55,7 +55,7 @@ def test_one_thread_on_any_static_server(
         browser.open(url)
         ready(browser)
         assert "1 thread · model checked" in browser.text("#about")
-        assert browser.call("threads", "count") == 0
+        assert browser.call("threads", "count") == 1  # the encoder's own, so that the page stays responsive
         choose(browser, image)
         steps = selftest(browser)
         assert {name: passed for name, (passed, _) in steps.items()} == {
@@ -85,7 +85,7 @@ def test_threads_where_the_page_is_isolated(runtime: str, apps: Mapping[str, Pat
         browser.open(f"{url}?threads=2")
         ready(browser)
         assert "2 threads · model checked" in browser.text("#about")
-        assert browser.call("threads", "count") >= 1
+        assert browser.call("threads", "count") >= 2
         assert all(passed for passed, _ in selftest(browser).values())
         assert "on 2 threads." in browser.text("#latency")
         browser.open(f"{url}nothing")

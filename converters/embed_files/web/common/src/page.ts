@@ -2,11 +2,11 @@
 //
 // ?threads=N asks for a number of threads.
 
+import { BackgroundEncoder } from "./background.js";
 import { contract } from "./contract.js";
 import { decodeImage, type Decoded } from "./decode.js";
-import type { Encoder } from "./encoder.js";
 import { fetchBytes, fetchLines } from "./files.js";
-import { normalize, preprocess } from "./preprocess.js";
+import { normalize } from "./preprocess.js";
 import { loadGolden, testDecoding, testInference, testPreprocessing, type Golden, type Step } from "./selftest.js";
 import type { Outputs } from "./tensor.js";
 import { drawFeatures, drawImage, drawSimilarity, element, GRID, showClasses, tokenOf } from "./view.js";
@@ -31,7 +31,6 @@ function perform(doing: string, action: () => Promise<void>): void {
     at("status").textContent = doing;
     at("error").hidden = true;
     document.body.dataset["busy"] = "true";
-    await new Promise((resolve) => setTimeout(resolve, 20)); // the page is painted before the engine keeps it busy
     try {
       await action();
       at("status").textContent = "Ready";
@@ -46,26 +45,22 @@ function perform(doing: string, action: () => Promise<void>): void {
 }
 
 async function load(): Promise<void> {
-  const module = await import("./encoder.js").catch((cause: unknown) => {
-    throw new Error(`The engine in vendor/ cannot be loaded; make the site again with npm run build (${cause})`, {
-      cause,
-    });
-  });
-  const threads = new URLSearchParams(location.search).get("threads");
-  const encoder = await module.Encoder.load(MODEL, threads === null ? {} : { threads: Number(threads) });
+  const asked = new URLSearchParams(location.search).get("threads");
+  const encoder = await BackgroundEncoder.load(MODEL, asked === null ? {} : { threads: Number(asked) });
   const labels = contract.classes > 0 ? await fetchLines(new URL("labels.txt", MODEL)) : [];
   const golden = await loadGolden(GOLDEN);
+  const { engine, threads, checked } = encoder.loaded;
   at("about").textContent = [
-    `${contract.precision.toUpperCase()} on ${module.ENGINE}`,
+    `${contract.precision.toUpperCase()} on ${engine}`,
     `${contract.tokens} tokens of ${contract.hidden}`,
-    encoder.threads === 1 ? "1 thread" : `${encoder.threads} threads`,
-    encoder.checked ? "model checked" : "model not checked: that needs https or localhost",
+    threads === 1 ? "1 thread" : `${threads} threads`,
+    checked ? "model checked" : "model not checked: that needs https or localhost",
   ].join(" · ");
   await encoder.run(normalize(new Uint8Array(contract.height * contract.width * 3))); // the first run takes longer
   connect(encoder, labels, golden);
 }
 
-function connect(encoder: Encoder, labels: readonly string[], golden: Golden): void {
+function connect(encoder: BackgroundEncoder, labels: readonly string[], golden: Golden): void {
   const show = (name: string, read: () => Promise<Blob>) =>
     perform(`Encoding ${name}`, async () => encode(encoder, labels, await read(), name));
   for (const input of [at<HTMLInputElement>("file"), at<HTMLInputElement>("camera")]) {
@@ -101,11 +96,11 @@ function connect(encoder: Encoder, labels: readonly string[], golden: Golden): v
   button.addEventListener("click", () => perform("Testing", () => selftest(encoder, golden)));
 }
 
-async function encode(encoder: Encoder, labels: readonly string[], file: Blob, name: string): Promise<void> {
+async function encode(encoder: BackgroundEncoder, labels: readonly string[], file: Blob, name: string): Promise<void> {
   const start = performance.now();
   const image = await decodeImage(file, name);
   const decoded = performance.now();
-  const input = preprocess(image);
+  const input = await encoder.preprocess(image);
   const preprocessed = performance.now();
   const outputs = await encoder.run(input);
   const end = performance.now();
@@ -167,7 +162,7 @@ function save(): void {
   URL.revokeObjectURL(link.href);
 }
 
-async function selftest(encoder: Encoder, golden: Golden): Promise<void> {
+async function selftest(encoder: BackgroundEncoder, golden: Golden): Promise<void> {
   at("steps").replaceChildren();
   at("latency").textContent = "";
   const report = (name: string, { passed, found }: Step) => {
@@ -182,7 +177,7 @@ async function selftest(encoder: Encoder, golden: Golden): Promise<void> {
   report("Inference", inference);
   at("latency").textContent =
     `${golden.images.length} images, median inference ${inference.medianMs.toFixed(1)} ms on` +
-    (encoder.threads === 1 ? " 1 thread." : ` ${encoder.threads} threads.`);
+    (encoder.loaded.threads === 1 ? " 1 thread." : ` ${encoder.loaded.threads} threads.`);
 }
 
 /** Says whether the page works without a network from now on. */

@@ -3,9 +3,9 @@
 
 import { contract } from "./contract.js";
 import { decodeImage } from "./decode.js";
-import type { Encoder } from "./encoder.js";
 import { fetchBytes, fetchExactly, fetchFloats, fetchLines } from "./files.js";
-import { normalize, resize, type Image } from "./preprocess.js";
+import { normalize, resize, type Image, type Input } from "./preprocess.js";
+import type { Outputs } from "./tensor.js";
 
 export interface Step {
   passed: boolean;
@@ -88,10 +88,14 @@ export async function testPreprocessing(golden: Golden): Promise<Step> {
 /**
  * Golden inputs give outputs as near to FP32 as they may be: the class token of every image, and all values together.
  *
+ * @param encoder An `Encoder`, or one in the background.
  * @returns The step, and the median time of an image.
  * @throws Error as `testDecoding`.
  */
-export async function testInference(encoder: Encoder, golden: Golden): Promise<Step & { medianMs: number }> {
+export async function testInference(
+  encoder: { run: (input: Input) => Promise<Outputs> },
+  golden: Golden,
+): Promise<Step & { medianMs: number }> {
   const [pixels, size] = [contract.height * contract.width * 3, contract.tokens * contract.hidden];
   const resized = await goldenResized(golden);
   const expected = await fetchFloats(new URL("fp32/last_hidden_state.bin", golden.folder), golden.images.length * size);

@@ -32,7 +32,7 @@ export class Encoder {
     const engine = new URL(options.engine ?? "./vendor/onnxruntime-web/dist/", import.meta.url);
     ort.env.wasm.numThreads = threads;
     ort.env.wasm.wasmPaths = engine.href;
-    const { bytes, checked } = await fetchModel(new URL(folder, document.baseURI));
+    const { bytes, checked } = await fetchModel(new URL(folder, location.href));
     try {
       const session = await ort.InferenceSession.create(bytes, { executionProviders: ["wasm"] });
       return new Encoder(session, threads, checked);

@@ -32,8 +32,12 @@ export class Encoder {
     const possible = crossOriginIsolated && (await litert.supportsFeature("relaxedSimd"));
     const threads = chooseThreads(options.threads, possible);
     const engine = new URL(options.engine ?? "./vendor/@litertjs/core/wasm/", import.meta.url);
-    const { bytes, checked } = await fetchModel(new URL(folder, document.baseURI));
+    const { bytes, checked } = await fetchModel(new URL(folder, location.href));
     try {
+      // Its script finds its own files on a page; in a worker it is told, as Emscripten's scripts are.
+      const locateFile = (file: string) => new URL(file, engine).href;
+      const mainScriptUrlOrBlob = locateFile("litert_wasm_threaded_internal.js"); // what its threads run
+      Object.assign(globalThis, { Module: { locateFile, mainScriptUrlOrBlob } });
       await (litert.getGlobalLiteRtPromise() ?? litert.loadLiteRt(engine.href, { threads: threads > 1 }));
       const model = await litert.loadAndCompile(bytes, { accelerator: "wasm", cpuOptions: { numThreads: threads } });
       return new Encoder(model, threads, checked);
