@@ -207,7 +207,7 @@ def wait(device: AdbDevice) -> None:
 
 def killable(folder: str, words: Sequence[str]) -> str:
     """A line that runs words, which end when `in_private_folder` removes that folder: adb leaves them running."""
-    pid = f"{folder}/{_PID}"
+    pid = shlex.quote(f"{folder}/{_PID}")
     start = shlex.quote(f'echo $$ > {pid}; exec "$@"')
     return f"sh -c {start} sh {shlex.join(words)} 2>&1; code=$?; rm -f {pid}"
 

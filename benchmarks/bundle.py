@@ -67,6 +67,8 @@ def gather(artifacts: Sequence[Path], *, with_fp32: bool) -> Ingredients:
     twins = {name: build / "fp32" / name for name in folders} if with_fp32 else {}
     if missing := [str(twin) for twin in twins.values() if not twin.is_dir()]:
         raise ArtifactError(f"{missing[0]}: no FP32 twin; build with --keep-fp32, or leave --with-fp32 out")
+    for twin in twins.values():
+        verify_files(load_manifest(twin), twin)
     return Ingredients(folders, manifests, twins, build / GOLDEN_FOLDER)
 
 
@@ -158,7 +160,7 @@ def _requirements(manifests: Mapping[str, Manifest]) -> str:
 def _write_texts(ingredients: Ingredients, folder: Path) -> None:
     first = next(iter(ingredients.manifests.values()))
     values = {
-        "source": str(first.source.get("source", "unknown")),
+        "source": first.source.source,
         "names": ", ".join(ingredients.folders),
         "first": next(iter(ingredients.folders)),
         "version": vitedge.__version__,

@@ -140,7 +140,7 @@ def _measured(device: ToolDevice, models: Sequence[_Model], folder: str, threads
     }
     bench = {
         "format": "vitedge-benches/2",
-        "source_digest": models[0].manifest.source["digest"],
+        "source_digest": models[0].manifest.source.digest,
         "artifacts": {_RUNTIME: _identity(models[0])},
         "runs": [run],
     }

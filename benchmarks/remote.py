@@ -12,7 +12,7 @@ import secrets
 import subprocess
 import tarfile
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -122,13 +122,20 @@ def measure_bundle(remote: Remote, bundle: Path, *, threads: int, seconds: float
         options = ["--threads", str(threads), "--json"]
         selftest = _ask(remote, folder, [python, "-m", "vitedge.device", "selftest", *options], "vitedge-selftest/1")
         bench = None
-        if all(check["step"] != "files" or check["status"] == "pass" for check in selftest["checks"]):
+        if not any(_is_broken(check) for check in selftest["checks"]):
             options += ["--seconds", str(seconds)]
             words = [python, "-m", "vitedge.device", "bench", *options]
             bench = _ask(remote, folder, words, "vitedge-benches/2", seconds * len(runtimes))
         return DeviceResult(remote.name, selftest, bench)
 
     return _in_private_folder(remote, place, work)
+
+
+def _is_broken(check: Mapping[str, Any]) -> bool:
+    """Whether something failed that cannot be measured then: files are damaged, or an artifact gave no numbers."""
+    return check["status"] == "fail" and (
+        check["step"] == "files" or (check["step"] == "inference" and not check["numbers"])
+    )
 
 
 def _probe(remote: Remote, needed_bytes: int, runtimes: Sequence[str]) -> str:

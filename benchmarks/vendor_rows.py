@@ -9,7 +9,7 @@ Whatever a vendor's tool raises becomes the row's error: one recipe that fails m
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -138,9 +138,9 @@ def build_rows(build: Path, checkpoint: Checkpoint, runtimes: Sequence[str] = RU
     rows = []
     for runtime, folder in artifact_folders(build).items():
         manifest = load_manifest(folder)
-        if manifest.source["digest"] != checkpoint.origin.digest:
+        if manifest.source.digest != checkpoint.origin.digest:
             raise CheckpointError(
-                f"{folder} was built from a checkpoint with digest {manifest.source['digest'][:12]}…, but"
+                f"{folder} was built from a checkpoint with digest {manifest.source.digest[:12]}…, but"
                 f" {checkpoint.origin.source} has {checkpoint.origin.digest[:12]}…; pass the same checkpoint"
             )
         if runtime in runtimes:
@@ -280,7 +280,7 @@ def _manifest(row: Row, checkpoint: Checkpoint) -> Manifest:
         labels=checkpoint.labels,
         operations=Operations((), {"all": _NOT_EXAMINED}, 0, 1),
         saturation=Saturation(True, _NOT_EXAMINED, 0, 0, {}),
-        source=asdict(checkpoint.origin),
+        source=checkpoint.origin,
         calibration={},
         plan_digest="",
         tools={},

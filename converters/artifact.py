@@ -2,7 +2,6 @@
 
 import importlib.metadata
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -63,7 +62,7 @@ def build_manifest(
         labels=checkpoint.labels,
         operations=operations,
         saturation=saturation,
-        source=asdict(checkpoint.origin),
+        source=checkpoint.origin,
         calibration=calibration,
         plan_digest=plan.digest(),
         tools={"vitedge": vitedge.__version__, **{name: importlib.metadata.version(name) for name in _TOOLS}},

@@ -22,6 +22,7 @@ from vitedge.converters.checkpoint_files import check_weights, download, read_co
 from vitedge.quantization.encoder import Encoder, EncoderShape, FloatArray
 from vitedge.quantization.pixel_input import fold_normalization
 from vitedge.runtimes.errors import CheckpointError
+from vitedge.runtimes.manifest import Origin
 from vitedge.runtimes.preprocess import PixelValues, Preprocessing
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -43,22 +44,6 @@ _PRESETS = {
     "base": (768, 12, 12, 3072),
     "large": (1024, 24, 16, 4096),
 }
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Where a checkpoint came from: enough to load it again and to see that it is the same.
-
-    `source` is a folder, a hub id or a preset of random weights; `digest` the SHA-256 of config and weights;
-    `image_size` the size asked for, if any.
-    """
-
-    source: str
-    digest: str
-    revision: str | None = None
-    image_size: int | None = None
-    random_weights: bool = False
-    seed: int = 0
 
 
 @dataclass(frozen=True)

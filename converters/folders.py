@@ -9,6 +9,7 @@ import errno
 import glob
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,11 +39,13 @@ def replacing_folder(out: Path, mark: Mark = BUILD) -> Iterator[Path]:
     """Yields a fresh folder that becomes `out` when the block ends without an exception, and vanishes otherwise.
 
     Raises:
-        OutputError: `out` exists and has no such mark, or cannot be written (a full disk, no permission).
+        OutputError: `check_replaceable` refuses it, or it cannot be written (a full disk, no permission).
     """
+    out = out.resolve()
     _recover(out)
     check_replaceable(out, mark)
-    old, new = (out.parent / f".{out.name}.{kind}-{os.getpid()}" for kind in ("old", "new"))
+    unique = secrets.token_hex(4)  # not the process: in containers, their numbers repeat
+    old, new = (out.parent / f".{out.name}.{kind}-{unique}" for kind in ("old", "new"))
     try:
         new.mkdir(parents=True)
         yield new
@@ -70,11 +73,14 @@ def replacing_folder(out: Path, mark: Mark = BUILD) -> Iterator[Path]:
 
 
 def check_replaceable(out: Path, mark: Mark = BUILD) -> None:
-    """Refuses a destination that holds something that vitedge did not build.
+    """Refuses a destination that holds something that vitedge did not build, or that cannot be renamed.
 
     Raises:
-        OutputError: It does.
+        OutputError: It is one.
     """
+    if out.is_mount() or out.resolve() == Path.cwd():
+        what = "a mount point" if out.is_mount() else "the current folder"
+        raise OutputError(f"{out}: is {what}, which cannot be replaced; pass a folder in it, such as {out / 'out'}")
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     try:
@@ -90,9 +96,9 @@ def check_replaceable(out: Path, mark: Mark = BUILD) -> None:
 
 def _recover(out: Path) -> None:
     """Puts back what a build that was killed between its two renames had set aside."""
-    set_aside = sorted(out.parent.glob(f".{glob.escape(out.name)}.old-*"))
+    set_aside = list(out.parent.glob(f".{glob.escape(out.name)}.old-*"))
     if set_aside and not out.exists():
-        set_aside[-1].rename(out)
+        max(set_aside, key=lambda folder: folder.stat().st_mtime).rename(out)
 
 
 def _refused_write(folder: Path) -> OSError | None:

@@ -150,7 +150,7 @@ def _noisy(inputs: NDArray[Any]) -> Iterator[NDArray[Any]]:
 
 def _check_origin(golden: Golden, path: Path) -> None:
     manifest = load_manifest(path)
-    if manifest.source["digest"] != golden.source_digest or manifest.preprocessing != golden.preprocessing:
+    if manifest.source.digest != golden.source_digest or manifest.preprocessing != golden.preprocessing:
         raise ArtifactError(
             f"{path}: not of the encoder, or not of the preprocessing, that {golden.folder} was made with; take both"
             " from one build"

@@ -150,8 +150,7 @@ class _Graph:
             columns = self.constant(f"{name}.column_sums", sums)
             minimum = self.node("Mul", f"{name}.offset", [f"{name}.row_minimum", columns])
             offset = self.node("Add", f"{name}.shift", [minimum, self.constant(f"{name}.bias", weights.bias)])
-        rank = 2 if name in ("pooler.dense", "classifier") else 3
-        if rank == 2:
+        if name in ("pooler.dense", "classifier"):  # of one token, not of all
             return self.node("Add", output, [scaled, offset])
         tokens = self.shape.linears[name]
         shifted = self.node("Add", f"{name}.flat_output", [scaled, offset])

@@ -17,15 +17,13 @@ def source_checkpoint(manifest: Manifest, model: str | None = None, *, normalize
         CheckpointError: It is not there, cannot be loaded, or is another one.
     """
     source = manifest.source
-    if source["random_weights"] and model is None:
-        checkpoint = random_checkpoint(source["source"], seed=source["seed"], image_size=source["image_size"])
+    if source.random_weights and model is None:
+        checkpoint = random_checkpoint(source.source, seed=source.seed, image_size=source.image_size)
     else:
-        checkpoint = load_checkpoint(
-            model or source["source"], revision=source["revision"], image_size=source["image_size"]
-        )
-    if checkpoint.origin.digest != source["digest"]:
+        checkpoint = load_checkpoint(model or source.source, revision=source.revision, image_size=source.image_size)
+    if checkpoint.origin.digest != source.digest:
         raise CheckpointError(
-            f"the {manifest.runtime} artifact was built from a checkpoint with digest {source['digest'][:12]}…, but"
+            f"the {manifest.runtime} artifact was built from a checkpoint with digest {source.digest[:12]}…, but"
             f" {checkpoint.origin.source} has {checkpoint.origin.digest[:12]}…; pass the right one with --model"
         )
     if manifest.preprocessing.dtype == "uint8" and not normalized:

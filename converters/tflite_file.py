@@ -222,7 +222,7 @@ def operator_code(code: str) -> Any:
 def read_model(file: Path) -> Any:
     """A file as the schema's `ModelT`, to be changed and written again with `write_model`."""
     model = schema.ModelT.InitFromPackedBuf(file.read_bytes(), 0)
-    model.buffers = [_AlignedBuffer(None if buffer.data is None else buffer.data) for buffer in model.buffers]
+    model.buffers = [_AlignedBuffer(buffer.data) for buffer in model.buffers]
     return model
 
 

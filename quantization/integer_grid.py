@@ -111,7 +111,7 @@ class IntegerPrecision:
             raise PlanError(f"16-bit tensors: {unknown[:3]} are not tensors of this encoder; correct the plan")
 
     def to_json(self) -> dict[str, Any]:
-        """A document: the 16-bit tensors, which people edit in a plan, and the range of every tensor, to read."""
+        """A document: the 16-bit tensors and the range of every tensor, which people edit in a plan."""
         ranges = {name: [float(range_.low), float(range_.high)] for name, range_ in self.ranges.items()}
         return {"sixteen_bit": sorted(self.sixteen), "ranges": ranges}
 

@@ -91,10 +91,11 @@ class IntegerPlan:
 
 @dataclass(frozen=True)
 class IntegerDecisions:
-    """The half of a plan that people edit: which tensors have 16 bits."""
+    """The half of a plan that people edit: which tensors have 16 bits, and every tensor's range."""
 
     path: Path
     checkpoint_digest: str
+    calibration_digest: str
     precision: IntegerPrecision
 
     def check(self, checkpoint_digest: str) -> None:
@@ -118,7 +119,8 @@ def load_integer_decisions(path: Path) -> IntegerDecisions:
         names = tuple(document["ranges"])
         sixteen = sixteen_bit(document["sixteen_bit"], names)
         precision = IntegerPrecision.from_json({"ranges": document["ranges"], "sixteen_bit": sorted(sixteen)})
-        return IntegerDecisions(path, str(document["checkpoint_digest"]), precision)
+        checkpoint, calibration = str(document["checkpoint_digest"]), str(document["calibration_digest"])
+        return IntegerDecisions(path, checkpoint, calibration, precision)
     except PlanError as error:
         raise PlanError(f"{path}: {error}") from error
     except (KeyError, TypeError, AttributeError) as error:
@@ -132,14 +134,14 @@ def load_integer_plan(folder: Path) -> IntegerPlan:
         PlanError: A file is missing, not a plan of target npu, or contradicts itself.
     """
     path = folder / PLAN_FILE
-    decisions, document = load_integer_decisions(path), read_document(path, FORMAT)
+    decisions = load_integer_decisions(path)
     try:
         arrays = load_file(folder / ARRAYS_FILE)
         parts = {key.removeprefix("weights/"): value for key, value in arrays.items() if key.startswith("weights/")}
         linears = sorted({key.rpartition("/")[0] for key in parts})
         return IntegerPlan(
             checkpoint_digest=decisions.checkpoint_digest,
-            calibration_digest=str(document["calibration_digest"]),
+            calibration_digest=decisions.calibration_digest,
             precision=decisions.precision,
             factors=arrays["factors"],
             multipliers={k.removeprefix("multipliers/"): v for k, v in arrays.items() if k.startswith("multipliers/")},

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vitedge.runtimes.errors import ArtifactError, ImageError, InputShapeError, RuntimeMissingError
+from vitedge.runtimes.errors import ArtifactError, ImageError, InputShapeError, RuntimeMissingError, VitedgeError
 from vitedge.runtimes.image import read_image
 from vitedge.runtimes.manifest import load_manifest, verify_files
 from vitedge.runtimes.preprocess import PixelValues
@@ -71,6 +71,8 @@ class RuntimeEncoder(ABC):
                 f"{DISTRIBUTIONS[self.runtime]} cannot be imported ({error}); install it again with:"
                 f" pip install --force-reinstall 'vitedge[{self.runtime}]'"
             ) from error
+        except VitedgeError:
+            raise
         except Exception as error:  # each runtime raises types of its own
             distribution = DISTRIBUTIONS[self.runtime]
             raise ArtifactError(

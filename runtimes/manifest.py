@@ -6,6 +6,7 @@ unknown formats, missing fields, paths that leave the folder and hashes that do 
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,8 +21,25 @@ from vitedge.runtimes.saturation import Saturation, UnsafeLinear, UnsafePair
 FORMAT = "vitedge-artifact/4"
 MANIFEST_FILE = "manifest.json"
 RUNTIMES = ("onnx", "openvino", "tflite")
+PRECISIONS = ("int8", "fp32")
 _MAX_MANIFEST_BYTES = 16 << 20
 _ADVICE = "copy the artifact again, or build it again"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a checkpoint came from: enough to load it again and to see that it is the same.
+
+    `source` is a folder, a hub id or a preset of random weights; `digest` the SHA-256 of config and weights;
+    `image_size` the size asked for, if any.
+    """
+
+    source: str
+    digest: str
+    revision: str | None = None
+    image_size: int | None = None
+    random_weights: bool = False
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -71,10 +89,9 @@ class Operations:
 class Manifest:
     """The contents of `manifest.json`.
 
-    `source` names the checkpoint (source, revision, digest, random_weights); `calibration` the images it was
-    calibrated on; `tools` the versions that made it. `opsets` are the operator sets that an ONNX model needs of its
-    engine, version by domain (`ai.onnx` is the standard one); empty for other runtimes. `accuracy` and `latency` are
-    what was measured, with the machine.
+    `source` names the checkpoint; `calibration` the images it was calibrated on; `tools` the versions that made it.
+    `opsets` are the operator sets that an ONNX model needs of its engine, version by domain (`ai.onnx` is the standard
+    one); empty for other runtimes. `accuracy` and `latency` are what was measured, with the machine.
     """
 
     runtime: str
@@ -88,7 +105,7 @@ class Manifest:
     labels: tuple[str, ...]
     operations: Operations
     saturation: Saturation
-    source: Mapping[str, Any]
+    source: Origin
     calibration: Mapping[str, Any]
     plan_digest: str
     tools: Mapping[str, str]
@@ -176,7 +193,7 @@ def artifact_folders(path: Path) -> dict[str, Path]:
 def source_digest(path: Path) -> str:
     """The digest of the checkpoint that the artifacts at a path are of; errors as in `artifact_folders`."""
     folder = next(iter(artifact_folders(path).values()))
-    return text(load_manifest(folder).source["digest"])
+    return load_manifest(folder).source.digest
 
 
 def verify_files(manifest: Manifest, folder: Path) -> None:
@@ -192,14 +209,14 @@ def verify_files(manifest: Manifest, folder: Path) -> None:
 
 def damage(path: Path, record: FileRecord, listed_in: str = MANIFEST_FILE) -> str | None:
     """What is wrong with a file and what to do about it, or None if it is the one that the record describes."""
-    if not path.is_file():
-        return f"named in {listed_in}, but missing; copy the whole folder again"
-    if path.stat().st_size != record.size_bytes:
-        return (
-            f"expected {record.size_bytes} bytes as in {listed_in}, found {path.stat().st_size};"
-            " copy the artifact again"
-        )
-    found = sha256_of(path)
+    try:
+        if not path.is_file():
+            return f"named in {listed_in}, but missing; copy the whole folder again"
+        if (size := path.stat().st_size) != record.size_bytes:
+            return f"expected {record.size_bytes} bytes as in {listed_in}, found {size}; copy the artifact again"
+        found = sha256_of(path)
+    except OSError as error:
+        return f"cannot be read ({error.strerror or error}); give read permission, or copy the artifact again"
     if found != record.sha256:
         return (
             f"expected SHA-256 {record.sha256[:12]}… as in {listed_in}, found {found[:12]}…;"
@@ -225,7 +242,7 @@ def _parse(document: Any) -> Manifest:
         runtime=runtime,
         precision=text(document["precision"]),
         target=text(document["target"]),
-        minimum_runtime=text(document["minimum_runtime"]),
+        minimum_runtime=_version(document["minimum_runtime"]),
         files=many(document["files"], _file),
         inputs=many(document["inputs"], _tensor),
         outputs=many(document["outputs"], _tensor),
@@ -239,12 +256,12 @@ def _parse(document: Any) -> Manifest:
             sixteen_bit=many(operations["sixteen_bit"], text),
         ),
         saturation=_saturation(document["saturation"]),
-        source=mapping(document["source"]),
+        source=_origin(document["source"]),
         calibration=mapping(document["calibration"]),
         plan_digest=text(document["plan_digest"]),
-        tools={text(name): text(version) for name, version in document["tools"].items()},
+        tools={text(name): _version(version) for name, version in document["tools"].items()},
         opsets={text(domain): count(version) for domain, version in document["opsets"].items()},
-        accuracy=None if document["accuracy"] is None else mapping(document["accuracy"]),
+        accuracy=None if document["accuracy"] is None else _accuracy(document["accuracy"]),
         latency=None if document["latency"] is None else mapping(document["latency"]),
     )
     _check(manifest)
@@ -274,11 +291,45 @@ def _check(manifest: Manifest) -> None:
             f"input {first.name}: pixels as they are need dtype uint8 in preprocessing and input, in the order NHWC;"
             f" found {manifest.preprocessing.dtype}, {first.dtype} and {first.layout}"
         )
+    if manifest.precision not in PRECISIONS:
+        raise ArtifactError(f"expected precision to be one of {', '.join(PRECISIONS)}, found {manifest.precision}")
+    for output in manifest.outputs:
+        if output.name == "logits" and manifest.labels and output.shape[-1:] != (len(manifest.labels),):
+            raise ArtifactError(
+                f"labels: expected one for each of logits {list(output.shape)}, found {len(manifest.labels)}"
+            )
     operations = manifest.operations
     if not 0 <= operations.integer_macs <= operations.total_macs or not operations.total_macs:
         raise ArtifactError(
             f"operations: {operations.integer_macs} of {operations.total_macs} multiply-accumulates cannot be integer"
         )
+
+
+def _origin(entry: Any) -> Origin:
+    revision, image_size, random_weights = entry["revision"], entry["image_size"], entry["random_weights"]
+    if not isinstance(random_weights, bool):
+        raise ArtifactError(f"source: expected random_weights to be true or false, found {random_weights!r}")
+    return Origin(
+        source=text(entry["source"]),
+        digest=text(entry["digest"]),
+        revision=None if revision is None else text(revision),
+        image_size=None if image_size is None else count(image_size),
+        random_weights=random_weights,
+        seed=int(entry["seed"]),
+    )
+
+
+def _version(value: Any) -> str:
+    """A version as in PEP 440, which `pip` is given on devices: nothing else must hide in it."""
+    if not re.fullmatch(r"\d[\w.+!-]{0,63}", text(value), re.ASCII):
+        raise ArtifactError(f"expected a version such as 1.17, found {value!r}")
+    return text(value)
+
+
+def _accuracy(value: Any) -> Mapping[str, Any]:
+    found = mapping(value)
+    float(found["outputs"]["last_hidden_state"]["sqnr_db"])  # what reports say of an artifact
+    return found
 
 
 def _file(entry: Any) -> FileRecord:

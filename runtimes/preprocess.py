@@ -232,10 +232,10 @@ def _resize_rows(image: Pixels, height: int, resample: str) -> Pixels:
     rows, columns, channels = image.shape
     if rows == height:
         return image
-    values = image.reshape(rows, columns * channels).astype(np.float32).T
+    flat = image.reshape(rows, columns * channels)
     result = np.empty((columns * channels, height), np.uint8, order="F")
-    for block in _blocks(rows, height, 1, resample):
-        result[:, block.outputs] = block.rounded(values[:, block.inputs])
+    for block in _blocks(rows, height, 1, resample):  # converted one by one: large images need no large copies
+        result[:, block.outputs] = block.rounded(flat[block.inputs].astype(np.float32).T)
     return result.T.reshape(height, columns, channels)
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitedge.runtimes.encoder import DISTRIBUTIONS, installed_version, is_older
-from vitedge.runtimes.errors import ArtifactError, RuntimeMissingError, VitedgeError
+from vitedge.runtimes.errors import RuntimeMissingError, VitedgeError
 from vitedge.runtimes.golden import Golden
 from vitedge.runtimes.image import read_image
 from vitedge.runtimes.instruction_sets import ANY, X86
@@ -160,7 +160,7 @@ def _inference(
         return Check("inference", name, "fail", found, f"an old runtime: pip install -U {distribution}")
     try:
         outputs = load_encoder(folder, threads=threads)(golden.encoder_input())
-    except (ArtifactError, VitedgeError) as error:
+    except VitedgeError as error:
         return Check("inference", name, "fail", str(error), "the runtime of this device does not load the model")
     if broken := [key for key, values in outputs.items() if not np.isfinite(values).all()]:
         found = f"{', '.join(broken)}: NaN or infinity"

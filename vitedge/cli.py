@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from vitedge.app import Json, Quiet, app, counts, errors, print_json
+from vitedge.app import Json, Quiet, app, counts, errors, finite, print_json
 from vitedge.cli_bench import measure
 from vitedge.cli_deploy import deploy
 from vitedge.console import Console
@@ -111,7 +111,9 @@ def build(
     keep_fp32: Annotated[
         bool, typer.Option(help="Keep the FP32 artifacts in OUT/fp32, for later `vitedge bench`.")
     ] = False,
-    bench_seconds: Annotated[float, typer.Option(min=0, help="Time to benchmark each runtime; 0 skips.")] = 8.0,
+    bench_seconds: Annotated[
+        float, typer.Option(min=0, callback=finite, help="Time to benchmark each runtime; 0 skips.")
+    ] = 8.0,
     threads: Threads = 1,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -270,6 +272,7 @@ def main() -> None:
         number = getattr(signal, name, None)  # Windows has no SIGHUP
         if number is not None and signal.getsignal(number) is signal.SIG_DFL:
             signal.signal(number, signal.default_int_handler)
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr] # names of files need not be UTF-8
     app()
 
 
@@ -290,7 +293,12 @@ def _runtimes(given: list[str] | None, target: str) -> tuple[str, ...]:
 def _batch(text: str) -> int | str:
     from vitedge.commands.request import BATCHES
 
-    return text if text in BATCHES else counts(text)[0]
+    if text in BATCHES:
+        return text
+    size, *more = counts(text)
+    if more:
+        raise VitedgeError(f"--batch: expected one size, found {text}; dynamic takes any")
+    return size
 
 
 def _show_build(result: Any, as_json: bool) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from vitedge.app import Json, Quiet, counts, errors, print_json
+from vitedge.app import Json, Quiet, counts, errors, finite, print_json
 from vitedge.console import Console
 from vitedge.runtimes.errors import VitedgeError
 
@@ -20,7 +20,10 @@ def bench(
     threads: Annotated[str, typer.Option(help="One number or several, such as 1,2.")] = "1",
     batch: Annotated[int, typer.Option(min=1, help="Images per inference.")] = 1,
     seconds: Annotated[
-        float, typer.Option(min=0.1, help="Time for each pair of INT8 and FP32; half of it more for each rival.")
+        float,
+        typer.Option(
+            min=0.1, callback=finite, help="Time for each pair of INT8 and FP32; half of it more for each rival."
+        ),
     ] = 8.0,
     cpus: Annotated[
         str | None, typer.Option(help="Pin the measured processes to CPUs, such as 0 or 0,1.", show_default=False)

@@ -151,7 +151,7 @@ def _identities(artifacts: Artifacts) -> Mapping[str, Any]:
 
 def _source_digest(artifacts: Artifacts) -> str | None:
     """Of the checkpoint; a bundle is of one. None if nothing could be read."""
-    return next((str(manifest.source["digest"]) for _, manifest in artifacts.values()), None)
+    return next((manifest.source.digest for _, manifest in artifacts.values()), None)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -142,8 +142,8 @@ def inspect_table(item: Any) -> RenderableType:
     table.add_column(style="bold")
     table.add_column()
     source = manifest.source
-    revision = f" at {source['revision']}" if source["revision"] else ""
-    table.add_row("source", f"{source['source']}{revision} (digest {source['digest'][:12]}…)")
+    revision = f" at {source.revision}" if source.revision else ""
+    table.add_row("source", f"{source.source}{revision} (digest {source.digest[:12]}…)")
     table.add_row("runtime", f"{RUNTIME_NAMES[manifest.runtime]}, {manifest.minimum_runtime} or later")
     if manifest.opsets:
         table.add_row("operators", ", ".join(f"{domain} {version}" for domain, version in manifest.opsets.items()))
@@ -200,7 +200,7 @@ def _title(report: Mapping[str, Any]) -> str:
 def _rows(result: Any, runtime: str) -> dict[str, str]:
     manifest = result.manifests[runtime]
     rows: dict[str, str] = {}
-    if manifest.source["random_weights"]:
+    if manifest.source.random_weights:
         rows["accuracy"] = "random weights"
     elif runtime in _judged(result):
         rows |= accuracy_rows(_judged(result)[runtime])
@@ -223,7 +223,7 @@ def _rows(result: Any, runtime: str) -> dict[str, str]:
 
 def _judged(result: Any) -> Mapping[str, Any]:
     """Accuracy of a build's artifacts; that of random weights means nothing."""
-    return {} if any(found.source["random_weights"] for found in result.manifests.values()) else result.accuracy
+    return {} if any(found.source.random_weights for found in result.manifests.values()) else result.accuracy
 
 
 def _verdicts(accuracy: Mapping[str, Any]) -> list[str]:

@@ -17,7 +17,7 @@ from vitedge.benchmarks.measure import BenchmarkError, Rival, interleaved, measu
 from vitedge.benchmarks.process import torch_command, worker_command
 from vitedge.benchmarks.speedup import speedup_of
 from vitedge.runtimes.errors import ArtifactError
-from vitedge.runtimes.manifest import FileRecord, Manifest, Operations, TensorRecord, sha256_of
+from vitedge.runtimes.manifest import FileRecord, Manifest, Operations, Origin, TensorRecord, sha256_of
 from vitedge.runtimes.preprocess import Preprocessing
 from vitedge.runtimes.saturation import Saturation
 
@@ -120,7 +120,7 @@ def save_artifact(folder: Path, precision: str) -> Path:
         labels=(),
         operations=Operations((), {}, 0, 1),
         saturation=Saturation(True, "nothing is integer", 0, 0, {}),
-        source={},
+        source=Origin("folder", "d"),
         calibration={},
         plan_digest="",
         tools={},

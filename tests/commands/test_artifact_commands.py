@@ -117,7 +117,7 @@ def test_verify_catches_an_artifact_that_is_wrong(site: Site, built: Path, tmp_p
         *("--bench-seconds", "0", "--calibration-images", "33"),
     ).exit_code == 0  # fmt: skip
     manifest = json.loads((tmp_path / "out" / "onnx" / "manifest.json").read_text())
-    manifest["source"]["digest"] = load_manifest(built / "onnx").source["digest"]
+    manifest["source"]["digest"] = load_manifest(built / "onnx").source.digest
     (tmp_path / "out" / "onnx" / "manifest.json").write_text(json.dumps(manifest))
     result = site.vitedge(
         *("verify", tmp_path / "out", "--eval", site.evaluation, "--model", site.model, "--min-cosine", "0.9")
@@ -145,6 +145,14 @@ def test_bench_measures_pairs_and_says_so(site: Site, built: Path) -> None:
     assert "instruction sets:" in table
 
 
+def test_bench_finds_the_twin_of_the_current_folder(site: Site, built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(built / "tflite")
+    result = site.vitedge("bench", ".", "--seconds", "0.2")
+    assert result.exit_code == 0
+    assert "FP32 here" in result.stdout
+    assert "--keep-fp32" not in result.stderr
+
+
 def test_bench_pins_what_it_measures(site: Site, built: Path) -> None:
     cpu = min(os.sched_getaffinity(0))
     options = ("--seconds", "0.2", "--cpus", cpu, "--threads", "2")
@@ -161,6 +169,7 @@ def test_bench_pins_what_it_measures(site: Site, built: Path) -> None:
     [
         (("--cpus", "4096"), "--cpus: expected some of the CPUs that this process may run on"),
         (("--cpus", "1,-2"), "--cpus: expected numbers of CPUs such as 0 or 0,1, found 1,-2"),
+        (("--seconds", "nan"), "expected a finite number, found nan"),
         (("--vendors",), "--vendors: static recipes need images to calibrate on; pass --images DIR"),
         (("--torch", "--model", "{tmp}/none"), "none: no such folder. Pass a folder with config.json"),
         (("--torch", "--model", "{other}"), "built from a checkpoint with digest"),

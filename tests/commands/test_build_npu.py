@@ -93,6 +93,20 @@ def test_plan_without_the_range_of_a_tensor_is_refused(site: Site, searched: Pat
     assert "the first that only one of them has is layers.0.mlp.wide" in result.stderr
 
 
+def test_plan_of_other_images_is_refused(site: Site, searched: Path, tmp_path: Path) -> None:
+    result = site.build(tmp_path / "out", *NPU, "--plan", searched, "--calibration-images", "33")
+    assert result.exit_code == 2
+    assert "plan.json: calibrated on images with digest " in result.stderr
+    assert "pass the same --images and --calibration-images" in result.stderr
+
+
+def test_one_image_cannot_both_calibrate_and_judge(site: Site, tmp_path: Path) -> None:
+    result = site.build(tmp_path / "out", *NPU, "--calibration-images", "1")
+    assert result.exit_code == 2
+    assert "expected at least 2 calibration images" in result.stderr
+    assert "pass more, or --activations int8 or int16" in result.stderr
+
+
 def test_search_predicts_no_more_than_the_artifact_reaches(searched: Path) -> None:
     """Its ranges do not know the images that judge."""
     assert report_of(searched)["search"]["tflite"]["found"]["sqnr_db"] < sqnr_db(searched) + 1

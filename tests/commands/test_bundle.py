@@ -381,6 +381,11 @@ def without_twins(build: Path) -> Sequence[str | Path]:
     return (build, "--with-fp32")
 
 
+def damaged_twin(build: Path) -> Sequence[str | Path]:
+    (build / "fp32" / "onnx" / "model.onnx").write_bytes(b"")
+    return (build, "--with-fp32")
+
+
 def damaged_golden(build: Path) -> Sequence[str | Path]:
     (build / "golden" / "resized.bin").write_bytes(b"")
     return (build,)
@@ -397,6 +402,7 @@ def of_another_encoder(build: Path) -> Sequence[str | Path]:
     [
         (without_golden, "expected golden vectors in golden; build again"),
         (without_twins, "no FP32 twin; build with --keep-fp32"),
+        (damaged_twin, "fp32/onnx/model.onnx: expected"),
         (damaged_golden, "resized.bin: expected"),
         (of_another_encoder, "not of the encoder, or not of the preprocessing"),
         (lambda build: (build / "nothing",), "no such folder"),

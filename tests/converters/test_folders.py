@@ -60,6 +60,18 @@ def test_folder_that_is_not_ours_is_refused(tmp_path: Path, report: str | None) 
         check_replaceable(tmp_path)
 
 
+def test_what_cannot_be_renamed_is_refused_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(OutputError, match="/proc: is a mount point, which cannot be replaced; pass a folder in it"):
+        check_replaceable(Path("/proc"))
+    monkeypatch.chdir(tmp_path)
+    for current in (Path(), tmp_path):
+        with pytest.raises(OutputError, match="is the current folder, which cannot"), replacing_folder(current):
+            pass
+    with replacing_folder(Path("out")) as new:
+        write_build(new, "first")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
 def test_file_in_the_way_is_refused_and_an_empty_folder_is_not(tmp_path: Path) -> None:
     check_replaceable(tmp_path)
     (tmp_path / "out").write_text("x")

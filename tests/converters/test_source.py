@@ -1,6 +1,5 @@
 """The checkpoint of an artifact, found again or not."""
 
-from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +13,7 @@ from vitedge.runtimes.errors import CheckpointError
 
 
 def manifest(checkpoint: Checkpoint) -> Any:
-    return SimpleNamespace(runtime="onnx", source=asdict(checkpoint.origin), preprocessing=checkpoint.preprocessing)
+    return SimpleNamespace(runtime="onnx", source=checkpoint.origin, preprocessing=checkpoint.preprocessing)
 
 
 def test_checkpoint_is_loaded_as_it_was(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from vitedge.runtimes.manifest import (
     FileRecord,
     Manifest,
     Operations,
+    Origin,
     TensorRecord,
     artifact_folders,
     load_manifest,
@@ -26,6 +27,7 @@ from vitedge.runtimes.manifest import (
 from vitedge.runtimes.preprocess import Preprocessing
 from vitedge.runtimes.saturation import Saturation, UnsafeLinear, UnsafePair
 
+ACCURACY = {"outputs": {"last_hidden_state": {"sqnr_db": 30.5}}}
 MODEL = bytes(range(256)) * 40
 # What a person does about a manifest that cannot be read.
 ADVICE = r"; copy the artifact again, or build it again$"
@@ -48,7 +50,7 @@ def example(folder: Path) -> Manifest:
         saturation=Saturation(
             False, None, 1, 3456, {"layers.0.mlp.fc1": UnsafeLinear(2, 8225, (UnsafePair(7, (4, 5), 8225),))}
         ),
-        source={"source": "folder", "digest": "d", "revision": None},
+        source=Origin("folder", "d"),
         calibration={"images": 32},
         plan_digest="p",
         tools={"vitedge": "0.1.0"},
@@ -86,10 +88,10 @@ def test_round_trip(folder: Path) -> None:
     assert manifest.size_bytes == len(MODEL)
     assert manifest.operations.integer_share == 0.75
     verify_files(manifest, folder)
-    measured = manifest.with_measurements(accuracy={"cosine": 0.99}, latency={"median_ms": 3.5})
+    measured = manifest.with_measurements(accuracy=ACCURACY, latency={"median_ms": 3.5})
     measured.save(folder)
     assert load_manifest(folder) == measured
-    assert load_manifest(folder).accuracy == {"cosine": 0.99}
+    assert load_manifest(folder).accuracy == ACCURACY
 
 
 def test_writes_no_nan(folder: Path) -> None:
@@ -195,11 +197,9 @@ def test_keys_of_a_later_minor_version_are_ignored(folder: Path) -> None:
 def test_a_value_of_another_type_is_refused_or_kept_out(key: str, value: object, folder: Path) -> None:
     """Whatever stands in one place, it is a clear refusal, or it is of the type that belongs there."""
     kept = {
-        "precision": "text",
         "target": "text",
-        "minimum_runtime": "text",
         "plan_digest": "text",
-        **{section: {"x": [1]} for section in ("source", "calibration", "accuracy", "latency")},
+        **{section: {"x": [1]} for section in ("calibration", "latency")},
     }
     rewrite(folder, put(key, value=value))
     if kept.get(key) == value:
@@ -243,6 +243,17 @@ def test_a_value_of_another_type_is_refused_or_kept_out(key: str, value: object,
         ),
         (put("saturation", "not_applicable", value=3), "expected a string, found 3"),
         (put("saturation", "unsafe", "layers.0.mlp.fc1", "worst", 0, "inputs", value=[4]), "ValueError"),
+        (put("precision", value="x;reboot;/y"), "expected precision to be one of int8, fp32"),
+        (put("minimum_runtime", value="1.17\n--index-url http://elsewhere"), "expected a version such as 1.17, found"),
+        (put("tools", "vitedge", value="1.0 # x"), "expected a version such as 1.17, found '1.0 # x'"),
+        (put("source", value={}), "KeyError"),
+        (put("source", "random_weights", value="no"), "random_weights to be true or false, found 'no'"),
+        (put("source", "digest", value=None), "expected a string, found None"),
+        (put("accuracy", value={}), "KeyError: 'outputs'"),
+        (
+            put("outputs", 0, "name", value="logits"),
+            r"labels: expected one for each of logits \['batch', 17, 24\], found 2",
+        ),
         (put("preprocessing", "height", value=0), "size within 4096"),
         (put("preprocessing", "std", value=[0.5, float("nan"), 0.5]), "finite"),
         (put("preprocessing", "mean", value=[10**400] * 3), "OverflowError"),

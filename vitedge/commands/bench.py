@@ -93,10 +93,11 @@ def _pairs(artifact: Path, console: Console) -> dict[str, tuple[Path, Path | Non
     """Artifacts and their FP32 twins, by runtime."""
     pairs = {}
     for runtime, folder in artifact_folders(artifact).items():
-        twin = folder.parent / "fp32" / runtime
-        if not (twin / MANIFEST_FILE).is_file():
+        twin = folder.resolve().parent / "fp32" / runtime
+        kept = (twin / MANIFEST_FILE).is_file()
+        if not kept:
             console.warn(f"{twin} is not there, so {runtime} has no FP32 to compare with; build with --keep-fp32")
-        pairs[runtime] = (folder, twin if (twin / MANIFEST_FILE).is_file() else None)
+        pairs[runtime] = (folder, twin if kept else None)
     return pairs
 
 

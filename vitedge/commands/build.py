@@ -330,7 +330,7 @@ def _finish(built: _Built, bench: BenchReport | None, folder: Path) -> dict[str,
         if bench is not None:
             latency = {"machine": bench.machine.to_json(), **bench.pairs[runtime].to_json()}
         measured = built.accuracy[runtime].to_json() if runtime in built.accuracy else None
-        if manifest.source["random_weights"]:
+        if manifest.source.random_weights:
             measured = None
         final = replace(manifest, plan_digest=plan_digest)
         finished[runtime] = final.with_measurements(accuracy=measured, latency=latency)

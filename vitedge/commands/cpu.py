@@ -17,7 +17,7 @@ from vitedge.converters.lower import lower
 from vitedge.plots import plot_search
 from vitedge.quantization.encoder import Encoder
 from vitedge.quantization.fake import fake_quantized_linear
-from vitedge.quantization.plan import TARGETS, Plan, PlanDecisions, Recipe, load_decisions
+from vitedge.quantization.plan import TARGETS, Plan, PlanDecisions, Precision, Recipe, load_decisions
 from vitedge.quantization.prediction import Prediction
 from vitedge.quantization.quantize import STRENGTHS, Calibration, make_plan, observe
 from vitedge.quantization.search import CURVE_POINTS, Budget, Climb, SearchResult, climb, search
@@ -140,8 +140,10 @@ def choose_recipes(request: BuildRequest, checkpoint: Checkpoint) -> Mapping[str
             chosen[runtime] = recipe
         elif request.activations == "static":
             chosen[runtime] = replace(recipe, precisions={"*": "static"})
-        else:  # pixels have one range by contract, and OpenVINO convolves them whole
-            chosen[runtime] = Recipe(recipe.weights, {"*": "dynamic", "patch_embedding": "static"})
+        else:  # pixels have one range by contract, and OpenVINO convolves them whole; who asks for accuracy first
+            # does not want attention scores in 8 bits
+            precisions: dict[str, Precision] = {"*": "dynamic", "patch_embedding": "static"}
+            chosen[runtime] = replace(recipe, precisions=precisions, scores="float")
     return chosen
 
 

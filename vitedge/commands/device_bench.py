@@ -87,8 +87,11 @@ def bench_on_device(artifact: Path, device: Device, *, threads: int, seconds: fl
             return measure_over_adb(device, folders["tflite"], twin, threads=threads, seconds=seconds)
     with tempfile.TemporaryDirectory(prefix="vitedge-") as temporary:
         bundle = Path(temporary) / "bundle"
+        missing = [str(twin) for twin in twins.values() if not twin.is_dir()]
+        if missing:
+            console.warn(f"{missing[0]} is not there, so there is no FP32 to compare with; build with --keep-fp32")
         with console.step(f"Bundling {', '.join(folders)}"):
-            write_bundle(gather([artifact], with_fp32=all(twin.is_dir() for twin in twins.values())), bundle)
+            write_bundle(gather([artifact], with_fp32=not missing), bundle)
         with console.step(f"Testing and measuring on {device.name}"):
             if isinstance(device, PythonDevice):
                 return measure_python_over_adb(device, bundle, threads=threads, seconds=seconds)

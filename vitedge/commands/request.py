@@ -1,5 +1,6 @@
 """What a build is asked for, and which requests make no sense."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -76,9 +77,12 @@ class BuildRequest:
             raise PlanError("--plan decides how inputs are quantized; leave --activations out, or edit the plan")
         if self.target == NPU and self.ranges != "min-max":
             raise PlanError(f"--ranges: target {NPU} has min-max ranges only; clipping is ruinous there")
-        for name, value in (("--calibration-images", self.calibration_images), ("--batch", self.batch)):
-            if value not in BATCHES and (not isinstance(value, int) or value < 1):
-                raise PlanError(f"{name}: expected at least 1, found {value}")
+        if self.calibration_images < 1:
+            raise PlanError(f"--calibration-images: expected at least 1, found {self.calibration_images}")
+        if self.batch not in BATCHES and (not isinstance(self.batch, int) or self.batch < 1):
+            raise PlanError(f"--batch: expected at least 1, or one of {', '.join(BATCHES)}, found {self.batch}")
+        if not math.isfinite(self.bench_seconds):
+            raise PlanError(f"--bench-seconds: expected a finite number, found {self.bench_seconds}")
 
     def batch_for(self, runtime: str) -> int | None:
         """The batch size of a runtime's files, or None for any; the bench's is 1 then.

@@ -93,7 +93,7 @@ def verify(artifact: Path, evaluation: Path, *, model: str | None, gates: Gates,
     first = next(iter(manifests.values()))
     checkpoint = source_checkpoint(first, model)
     for name, manifest in manifests.items():
-        if manifest.source["digest"] != first.source["digest"] or manifest.preprocessing != first.preprocessing:
+        if manifest.source.digest != first.source.digest or manifest.preprocessing != first.preprocessing:
             raise ArtifactError(f"{folders[name]} and {folders[first.runtime]} are not of one build; verify them apart")
     with console.bar("Reading evaluation images") as advance:
         images = scan(evaluation, None, advance)

@@ -21,13 +21,19 @@ for (const folder of ["public", "model", "golden"]) {
 
 // Modules name the engine as packages do; browsers need to be told where that is. An import map in the page would tell
 // the page alone, and not its workers.
+const unlocated = new Set(Object.keys(imports));
 for (const script of readdirSync("site", { recursive: true }).filter((path) => /\.m?js$/.test(path))) {
   const text = readFileSync(`site/${script}`, "utf8");
   const located = Object.entries(imports).reduce((found, [name, file]) => {
     const path = posix.relative(posix.dirname(script.replaceAll("\\", "/")), `vendor/${file}`);
+    if (found.includes(`from "${name}"`)) unlocated.delete(name);
     return found.replaceAll(`from "${name}"`, `from "${path.startsWith(".") ? path : `./${path}`}"`);
   }, text);
   if (located !== text) writeFileSync(`site/${script}`, located);
+}
+if (unlocated.size > 0) {
+  console.error(`site: expected modules that import ${[...unlocated].join(" and ")} by that name, found none`);
+  process.exit(2);
 }
 
 const kept = {};

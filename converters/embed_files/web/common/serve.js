@@ -2,7 +2,7 @@
 
 import { createReadStream, statSync } from "node:fs";
 import { createServer } from "node:http";
-import { extname, join, normalize } from "node:path";
+import { extname, join, posix } from "node:path";
 
 const TYPES = {
   ".html": "text/html; charset=utf-8",
@@ -26,7 +26,7 @@ function isFile(path) {
 }
 
 const server = createServer((request, response) => {
-  const path = normalize(`/${request.url.split("?")[0]}`); // absolute, so that no .. is left
+  const path = posix.normalize(`/${request.url.split("?")[0]}`); // absolute, so that no .. is left
   const file = join("site", path.endsWith("/") ? `${path}index.html` : path);
   const found = isFile(file);
   response.writeHead(found ? 200 : 404, {

@@ -13,6 +13,7 @@ const COLORS = [
   [240, 249, 33],
 ]; // plasma, darkest first
 const TOP_CLASSES = 5;
+const DRAWN_SIDE = 1024;
 
 /** Rows and columns of square patches, or undefined if tokens are not one for each patch and the class token. */
 export const GRID = (() => {
@@ -54,14 +55,22 @@ export function drawFeatures(canvas: HTMLCanvasElement, values: Float32Array): v
   });
 }
 
-/** The image, as it was decoded. */
+/** The image as it was decoded; of large ones every second pixel, or third: enough to look at, and browsers limit the
+ * area of a canvas. */
 export function drawImage(canvas: HTMLCanvasElement, { data, height, width }: Image): void {
-  const pixels = new ImageData(width, height);
-  for (let pixel = 0; pixel < height * width; pixel++) {
-    pixels.data.set(data.subarray(pixel * 3, pixel * 3 + 3), pixel * 4);
-    pixels.data[pixel * 4 + 3] = 255;
+  const step = Math.ceil(Math.max(height, width) / DRAWN_SIDE);
+  const pixels = new ImageData(Math.ceil(width / step), Math.ceil(height / step));
+  let drawn = 0;
+  for (let row = 0; row < height; row += step) {
+    for (let column = 0; column < width; column += step) {
+      const from = (row * width + column) * 3;
+      pixels.data[drawn++] = data[from]!;
+      pixels.data[drawn++] = data[from + 1]!;
+      pixels.data[drawn++] = data[from + 2]!;
+      pixels.data[drawn++] = 255;
+    }
   }
-  [canvas.width, canvas.height] = [width, height];
+  [canvas.width, canvas.height] = [pixels.width, pixels.height];
   contextOf(canvas).putImageData(pixels, 0, 0);
 }
 
