@@ -4,7 +4,6 @@ Exit codes: 0 fine, 1 a gate failed, 2 the input was wrong, 130 interrupted.
 """
 
 import json
-import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -61,13 +60,6 @@ def errors() -> Iterator[None]:
 def print_json(document: Any) -> None:
     json.dump(document, sys.stdout, indent=1, allow_nan=False)
     sys.stdout.write("\n")
-
-
-def finite(value: float) -> float:
-    """A number that is not infinite and not NaN, which typer's ranges let through."""
-    if not math.isfinite(value):
-        raise typer.BadParameter(f"expected a finite number, found {value}")
-    return value
 
 
 def counts(text: str) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from vitedge.app import Json, Quiet, app, counts, errors, finite, print_json
+from vitedge.app import Json, Quiet, app, counts, errors, print_json
 from vitedge.cli_bench import measure
 from vitedge.cli_deploy import deploy
 from vitedge.console import Console
@@ -111,9 +111,7 @@ def build(
     keep_fp32: Annotated[
         bool, typer.Option(help="Keep the FP32 artifacts in OUT/fp32, for later `vitedge bench`.")
     ] = False,
-    bench_seconds: Annotated[
-        float, typer.Option(min=0, callback=finite, help="Time to benchmark each runtime; 0 skips.")
-    ] = 8.0,
+    bench_seconds: Annotated[float, typer.Option(min=0, help="Time to benchmark each runtime; 0 skips.")] = 8.0,
     threads: Threads = 1,
     as_json: Json = False,
     quiet: Quiet = False,

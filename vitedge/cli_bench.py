@@ -1,12 +1,13 @@
 """The command line that measures: here, over ssh, over adb."""
 
+import math
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-from vitedge.app import Json, Quiet, counts, errors, finite, print_json
+from vitedge.app import Json, Quiet, counts, errors, print_json
 from vitedge.console import Console
 from vitedge.runtimes.errors import VitedgeError
 
@@ -21,9 +22,7 @@ def bench(
     batch: Annotated[int, typer.Option(min=1, help="Images per inference.")] = 1,
     seconds: Annotated[
         float,
-        typer.Option(
-            min=0.1, callback=finite, help="Time for each pair of INT8 and FP32; half of it more for each rival."
-        ),
+        typer.Option(min=0.1, help="Time for each pair of INT8 and FP32; half of it more for each rival."),
     ] = 8.0,
     cpus: Annotated[
         str | None, typer.Option(help="Pin the measured processes to CPUs, such as 0 or 0,1.", show_default=False)
@@ -64,7 +63,8 @@ def bench(
     delegate: Annotated[
         Literal["none", "gpu", "nnapi"] | None,
         typer.Option(
-            help="benchmark_model: what runs the model but for the CPU's kernels. Default: none.", show_default=False
+            help="benchmark_model: delegate to try before XNNPACK. Default: none, XNNPACK alone.",
+            show_default=False,
         ),
     ] = None,
     as_json: Json = False,
@@ -87,6 +87,8 @@ def bench(
     `vitedge bench out --device adb:R5CT10XYZ --benchmark-model android_aarch64_benchmark_model`
     """
     with errors():
+        if not math.isfinite(seconds):
+            raise VitedgeError(f"--seconds: expected a finite number, found {seconds}")
         if device != "local":
             if torch or vendors or cpus is not None or batch != 1:
                 raise VitedgeError("--device: leave --torch, --vendors, --cpus and --batch out; they are for this host")

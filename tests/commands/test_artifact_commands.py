@@ -169,7 +169,7 @@ def test_bench_pins_what_it_measures(site: Site, built: Path) -> None:
     [
         (("--cpus", "4096"), "--cpus: expected some of the CPUs that this process may run on"),
         (("--cpus", "1,-2"), "--cpus: expected numbers of CPUs such as 0 or 0,1, found 1,-2"),
-        (("--seconds", "nan"), "expected a finite number, found nan"),
+        (("--seconds", "inf"), "--seconds: expected a finite number, found inf"),
         (("--vendors",), "--vendors: static recipes need images to calibrate on; pass --images DIR"),
         (("--torch", "--model", "{tmp}/none"), "none: no such folder. Pass a folder with config.json"),
         (("--torch", "--model", "{other}"), "built from a checkpoint with digest"),
