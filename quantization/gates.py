@@ -136,5 +136,5 @@ def parse_fraction(text: str) -> float:
     except (ArithmeticError, ValueError):
         value = math.nan
     if not 0 <= value <= 1:
-        raise AccuracyError(f"expected a drop such as 0.5% or 0.005, found {text}")
+        raise AccuracyError(f"expected a share such as 0.5% or 0.005, found {text}")
     return value

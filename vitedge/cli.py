@@ -19,10 +19,12 @@ from vitedge.runtimes.errors import VitedgeError
 MaxDrop = Annotated[
     str | None,
     typer.Option(
-        help="Gate: largest drop of top-1 (classifiers) or k-NN accuracy, such as 0.5%. Needs labelled images."
+        help="Gate: largest drop of top-1 (classifiers) or k-NN accuracy, such as 0.5% or 0.005. Needs labelled images."
     ),
 ]
-MinCosine = Annotated[float | None, typer.Option(help="Gate: smallest mean cosine to FP32, such as 0.997.")]
+MinCosine = Annotated[
+    float | None, typer.Option(help="Gate: smallest mean cosine to FP32 of any output, such as 0.997.")
+]
 MinSqnr = Annotated[float | None, typer.Option(help="Gate: smallest SQNR of last_hidden_state in dB, such as 22.")]
 Threads = Annotated[int, typer.Option(min=1, help="Threads of the runtime.")]
 Target = Literal["avx2", "vnni", "arm64", "npu"]

@@ -19,17 +19,20 @@ from rich.text import Text
 
 
 class Console:
-    """Progress on stderr. Bars and spinners only where a person is watching (stderr is a terminal)."""
+    """Progress on stderr. Bars and spinners only where a person is watching (stderr is a terminal). Quiet leaves
+    warnings: who reads no notes must still see those.
+    """
 
     def __init__(self, *, quiet: bool = False) -> None:
         self._rich = RichConsole(stderr=True, quiet=quiet, highlight=False)
+        self._warnings = RichConsole(stderr=True, highlight=False)
         self._watched = self._rich.is_terminal and sys.stderr.isatty()
 
     def note(self, text: str) -> None:
         self._rich.print(text, markup=False, soft_wrap=True)
 
     def warn(self, text: str) -> None:
-        self._rich.print(f"warning: {text}", style="yellow", markup=False, soft_wrap=True)
+        self._warnings.print(f"warning: {text}", style="yellow", markup=False, soft_wrap=True)
 
     @contextmanager
     def step(self, text: str) -> Iterator[None]:

@@ -240,7 +240,7 @@ def test_fractions(text: str, expected: float) -> None:
 def test_what_is_no_fraction(text: str) -> None:
     with pytest.raises(AccuracyError) as caught:
         parse_fraction(text)
-    assert str(caught.value) == f"expected a drop such as 0.5% or 0.005, found {text}"
+    assert str(caught.value) == f"expected a share such as 0.5% or 0.005, found {text}"
 
 
 @given(st.integers(0, 1000))
