@@ -19,6 +19,7 @@ from tests.commands.conftest import Site
 from vitedge.benchmarks.devices import DeviceError
 from vitedge.benchmarks.remote import measure_bundle
 from vitedge.benchmarks.ssh import SshDevice, parse_ssh
+from vitedge.runtimes.manifest import sha256_of
 
 SSHD = shutil.which("sshd") or "/usr/sbin/sshd"
 pytestmark = pytest.mark.skipif(
@@ -267,6 +268,27 @@ def test_a_folder_that_cannot_be_removed_costs_no_measurement(
     assert document["left"] == said
     assert document["bench"]["runs"][0]["pairs"]["onnx"]["artifact"]["latency_median_ms"] > 0
     shutil.rmtree(server.temporary / left)
+
+
+def test_what_does_not_load_there_costs_no_self_test(built: Path, site: Site, server: Host, tmp_path: Path) -> None:
+    """A runtime that is too old for the artifact: the self-test says so, and nothing is measured."""
+    bundle = tmp_path / "bundle"
+    assert site.vitedge("bundle", built / "onnx", "--out", bundle).exit_code == 0
+    manifest = bundle / "artifacts" / "onnx" / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"minimum_runtime": "99"}))
+    index = json.loads((bundle / "bundle.json").read_text())
+    index["files"]["artifacts/onnx/manifest.json"] = {
+        "sha256": sha256_of(manifest),
+        "size_bytes": manifest.stat().st_size,
+    }
+    (bundle / "bundle.json").write_text(json.dumps(index))
+    device = SshDevice("127.0.0.1", None, server.port, sys.executable, install=False, config=server.config)
+    result = measure_bundle(device, bundle, threads=1, seconds=0.1)
+    assert result.bench is None
+    (failed,) = (check for check in result.selftest["checks"] if check["status"] == "fail")
+    assert (failed["step"], failed["artifact"]) == ("inference", "onnx")
+    assert failed["cause"] == "an old runtime: pip install -U onnxruntime"
+    assert server.left() == []
 
 
 def test_what_a_device_says_need_not_be_text(site: Site, built: Path, server: Host, tmp_path: Path) -> None:
