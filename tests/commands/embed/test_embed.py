@@ -135,9 +135,13 @@ def test_twins_and_names_that_are_code_are_refused(site: Site, built: Path, tmp_
     shutil.copytree(built / "onnx", tmp_path / "out" / "onnx")
     shutil.copytree(built / "golden", tmp_path / "out" / "golden")
     manifest = load_manifest(built / "onnx")
-    for changed in ({"minimum_runtime": '1"; system("id");"'}, {"target": "avx2\n#include <x>"}, {"precision": "$x"}):
+    for changed, said in (
+        ({"target": "avx2\n#include <x>"}, "expected letters, digits and . _ + -, found"),
+        ({"minimum_runtime": '1"; system("id");"'}, "expected a version such as 1.17, found"),
+        ({"precision": "$x"}, "expected precision to be one of int8, fp32, found $x"),
+    ):
         replace(manifest, **changed).save(tmp_path / "out" / "onnx")
         result = site.vitedge("embed", tmp_path / "out" / "onnx", "--platform", "cpp", "--out", tmp_path / "app")
         assert result.exit_code == 2
-        assert "expected letters, digits and . _ + -, found" in result.stderr
+        assert said in result.stderr
         assert not (tmp_path / "app").exists()
