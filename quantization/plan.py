@@ -8,7 +8,7 @@ into what a converter lowers; a linear that is absent there is float.
 On disk a plan is `plan.json` (readable, diffable) beside `plan.safetensors` (the arrays).
 """
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -305,6 +305,12 @@ class PlanDecisions:
     target: str
     recipes: Mapping[str, Recipe]
 
+    def __post_init__(self) -> None:
+        if self.target not in TARGETS:
+            raise PlanError(f"target: expected one of {', '.join(TARGETS)}, found {self.target}")
+        if unknown := [runtime for runtime in self.recipes if runtime not in TARGETS[self.target]]:
+            raise PlanError(f"recipes: expected some of {', '.join(TARGETS[self.target])}, found {', '.join(unknown)}")
+
     def check(self, checkpoint_digest: str, linears: Iterable[str]) -> None:
         """Refuses a plan of another checkpoint, and one that does not fit its linears.
 
@@ -338,19 +344,11 @@ def load_decisions(path: Path) -> PlanDecisions:
             runtime: Recipe(entry["weights"], entry["precisions"], entry["scores"])
             for runtime, entry in document["recipes"].items()
         }
-        _check_known(str(document["target"]), recipes)
         return PlanDecisions(path, str(document["checkpoint_digest"]), str(document["target"]), recipes)
     except PlanError as error:
         raise PlanError(f"{path}: {error}") from error
     except (KeyError, TypeError, AttributeError) as error:
         raise unreadable(path, error) from error
-
-
-def _check_known(target: str, runtimes: Collection[str]) -> None:
-    if target not in TARGETS:
-        raise PlanError(f"target: expected one of {', '.join(TARGETS)}, found {target}")
-    if unknown := [runtime for runtime in runtimes if runtime not in TARGETS[target]]:
-        raise PlanError(f"recipes: expected some of {', '.join(TARGETS[target])}, found {', '.join(unknown)}")
 
 
 def load_plan(folder: Path) -> Plan:

@@ -190,6 +190,11 @@ def test_refuses_a_plan_of_another_checkpoint(tmp_path: Path) -> None:
         (lambda document: document["recipes"]["onnx"].update(precisions=["static"]), "not a readable plan"),
         (lambda document: document.update(recipes=[]), "not a readable plan"),
         (lambda document: document.pop("target"), "KeyError: 'target'"),
+        (lambda document: document.update(target="avx512"), "target: expected one of avx2, vnni, arm64, found avx512"),
+        (
+            lambda document: document["recipes"].update(onxx=document["recipes"]["onnx"]),
+            "recipes: expected some of onnx, openvino, tflite, found onxx",
+        ),
         (lambda document: document.update(format="vitedge-plan/1"), "format vitedge-plan/5, found vitedge-plan/1"),
     ],
 )
