@@ -42,7 +42,7 @@ from vitedge.runtimes.image import read_image
 from vitedge.runtimes.instruction_sets import ANY, X86
 from vitedge.runtimes.load import load_encoder
 from vitedge.runtimes.manifest import FileRecord, load_manifest, sha256_of
-from vitedge.runtimes.preprocess import Pixels, resize
+from vitedge.runtimes.resize import Pixels, resize
 from vitedge.runtimes.selftest import Fidelity, fidelity
 
 if TYPE_CHECKING:  # a bundle is made without torch

@@ -1,4 +1,4 @@
-"""Preprocessing: what `transformers` feeds the encoder, Pillow's bits, and a contract that is checked.
+"""Preprocessing: what `transformers` feeds the encoder, and a contract that is checked.
 
 The requirement is one level of 255 before normalization. What is asserted is more: Pillow's own bits, and after the
 normalization no more than the rounding of float32.
@@ -12,8 +12,6 @@ from typing import Any
 import numpy as np
 import PIL
 import pytest
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 from transformers.image_utils import load_image
@@ -23,13 +21,13 @@ from tests.runtimes.pictures import Pixels, awkward, cmyk_jpeg, smooth
 from tests.tiny import PHOTOGRAPHS, needs_shared
 from vitedge.runtimes.errors import ArtifactError, CheckpointError, InputShapeError
 from vitedge.runtimes.image import decode_image, read_image
-from vitedge.runtimes.preprocess import Preprocessing, resize
+from vitedge.runtimes.preprocess import Preprocessing
+from vitedge.runtimes.resize import RESAMPLE_NAMES
 
 AWKWARD = awkward()
 LEVEL = 1 / 255
 # Pillow before 13 always ran the horizontal pass first, which can round the other way.
 ALLOWED = 1e-6 if int(PIL.__version__.split(".")[0]) >= 13 else LEVEL
-FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # by Pillow's number
 CONFIGS: Mapping[str, Mapping[str, Any]] = {
     "vit-base-patch16-224-in21k": {"size": {"height": 224, "width": 224}, "resample": 2},
     "bicubic, ImageNet": {
@@ -102,56 +100,6 @@ def test_a_difference_of_one_level_is_seen() -> None:
     assert difference(off, Image.fromarray(image), CONFIGS["bicubic, ImageNet"]) == pytest.approx(LEVEL, abs=1e-6)
 
 
-SIDES = st.integers(1, 400)
-
-
-@pytest.mark.skipif(ALLOWED == LEVEL, reason="Pillow before 13 always runs the horizontal pass first")
-@settings(max_examples=400, deadline=None)
-@given(
-    source=st.tuples(SIDES, SIDES),
-    target=st.tuples(SIDES, SIDES),
-    resample=st.sampled_from(FILTERS),
-    seed=st.integers(0, 9),
-    spread=st.sampled_from([2, 256]),
-)
-@example(source=(400, 100), target=(200, 1), resample="bicubic", seed=0, spread=256)
-@example(source=(400, 1), target=(1, 400), resample="bilinear", seed=0, spread=256)
-@example(source=(400, 400), target=(100, 250), resample="bicubic", seed=0, spread=256)
-@example(source=(400, 400), target=(250, 100), resample="bicubic", seed=0, spread=256)
-@example(source=(2, 13), target=(372, 4), resample="hamming", seed=0, spread=2)  # its constants are float32
-@example(source=(17, 23), target=(17, 23), resample="lanczos", seed=0, spread=256)
-def test_resize_is_pillows_to_the_bit(
-    source: tuple[int, int], target: tuple[int, int], resample: str, seed: int, spread: int
-) -> None:
-    """Noise over the whole range, and pure black and white, where every filter clips."""
-    noise = np.random.default_rng(seed).integers(0, spread, (*source, 3)) * (255 // (spread - 1))
-    check_resize(noise.astype(np.uint8), target, resample)
-
-
-@pytest.mark.skipif(ALLOWED == LEVEL, reason="Pillow before 13 always runs the horizontal pass first")
-@pytest.mark.parametrize("resample", FILTERS)
-@pytest.mark.parametrize(("source", "target"), [((1500, 2000), (224, 224)), ((3, 5), (518, 1024)), ((9000, 2), (3, 9))])
-def test_large_resizes_are_pillows_to_the_bit(source: tuple[int, int], target: tuple[int, int], resample: str) -> None:
-    check_resize(np.random.default_rng(0).integers(0, 256, (*source, 3), dtype=np.uint8), target, resample)
-
-
-def check_resize(image: Pixels, target: tuple[int, int], resample: str) -> None:
-    height, width = target
-    expected = Image.fromarray(image).resize((width, height), Image.Resampling[resample.upper()])
-    before = image.copy()
-    np.testing.assert_array_equal(resize(image, height, width, resample), np.asarray(expected))
-    np.testing.assert_array_equal(image, before)
-
-
-def test_views_are_resized_as_their_copies() -> None:
-    """Callers flip, crop and turn BGR into RGB by slicing; strides must not matter."""
-    image = smooth(90, 70)
-    for view in (image[::-1], image[:, ::-1], image[..., ::-1], image[5:60:2, 3:50:3], image.transpose(1, 0, 2)):
-        for height, width in ((32, 24), view.shape[:2]):
-            expected = resize(view.copy(), height, width, "bicubic")
-            np.testing.assert_array_equal(resize(view, height, width, "bicubic"), expected)
-
-
 def test_read_only_images_are_accepted() -> None:
     """As `np.asarray(pillow_image)` is."""
     image = smooth(20, 30)
@@ -194,7 +142,7 @@ def test_defaults_are_those_of_transformers() -> None:
     assert contract == Preprocessing(224, 224, "bilinear", 1 / 255, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     assert contract.mean == tuple(reference.image_mean)
     assert contract.std == tuple(reference.image_std)
-    assert FILTERS[reference.resample] == contract.resample
+    assert RESAMPLE_NAMES[reference.resample] == contract.resample
     assert reference.rescale_factor == contract.rescale_factor
 
 
@@ -209,7 +157,7 @@ def test_reads_what_transformers_writes(resample: int, tmp_path: Path) -> None:
     }
     ViTImageProcessorPil(**config).save_pretrained(tmp_path)
     contract = Preprocessing.from_config(json.loads((tmp_path / "preprocessor_config.json").read_text()))
-    assert contract == Preprocessing(24, 40, FILTERS[resample], 1 / 127.5, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    assert contract == Preprocessing(24, 40, RESAMPLE_NAMES[resample], 1 / 127.5, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
     image = smooth(50, 50)
     assert difference(image, Image.fromarray(image), config) <= 2 * ALLOWED  # this rescale doubles the unit
 

@@ -19,7 +19,7 @@ from vitedge.calibration.images import ImageSet
 from vitedge.quantization.per_image import Neighbor, PerImage, WorstImage
 from vitedge.report.documents import read_document
 from vitedge.runtimes.image import read_image
-from vitedge.runtimes.preprocess import Pixels
+from vitedge.runtimes.resize import Pixels
 
 FORMAT = "vitedge-images/1"
 IMAGES_FOLDER, IMAGES_FILE = "report", "images.json"

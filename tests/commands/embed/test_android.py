@@ -33,7 +33,7 @@ from tests.held import needs_holding
 from tests.npm import needs_npm
 from vitedge.runtimes.golden import load_golden
 from vitedge.runtimes.manifest import TensorRecord, load_manifest
-from vitedge.runtimes.preprocess import resize
+from vitedge.runtimes.resize import resize
 from vitedge.runtimes.tflite import dequantize, quantize
 
 pytestmark = [needs_kotlin, needs_npm]

@@ -16,7 +16,7 @@ from tests.commands.embed.conftest import claim_exact
 from tests.held import needs_holding
 from tests.npm import ONNX_RUNTIME, needs_npm, npm_package
 from vitedge.runtimes.golden import load_golden
-from vitedge.runtimes.preprocess import resize
+from vitedge.runtimes.resize import resize
 
 needs_compiler = pytest.mark.skipif(
     os.environ.get("CI") is None and not (shutil.which("cmake") and shutil.which("g++")), reason="needs cmake and g++"

@@ -18,7 +18,7 @@ from vitedge.runtimes.golden import load_golden
 from vitedge.runtimes.image import read_image
 from vitedge.runtimes.instruction_sets import ANY
 from vitedge.runtimes.load import load_encoder
-from vitedge.runtimes.preprocess import resize
+from vitedge.runtimes.resize import resize
 from vitedge.runtimes.selftest import fidelity
 
 pytestmark = needs_browser
