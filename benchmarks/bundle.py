@@ -1,7 +1,6 @@
 """Makes bundles: a folder, or a zip, that a device needs nothing else for but Python, numpy and one runtime."""
 
 import json
-import os
 import shutil
 import string
 import tempfile
@@ -18,6 +17,7 @@ from vitedge.converters.golden import write_with_artifacts
 from vitedge.runtimes.bundle import BUNDLE_FILE, FORMAT, Bundle
 from vitedge.runtimes.encoder import DISTRIBUTIONS
 from vitedge.runtimes.errors import ArtifactError, OutputError
+from vitedge.runtimes.files import replacing_file
 from vitedge.runtimes.golden import GOLDEN_FILE, GOLDEN_FOLDER
 from vitedge.runtimes.manifest import FileRecord, Manifest, artifact_folders, load_manifest, sha256_of, verify_files
 
@@ -88,18 +88,12 @@ def write_bundle(ingredients: Ingredients, out: Path) -> int:
             return sum(path.stat().st_size for path in new.rglob("*") if path.is_file())
     if out.is_dir():
         raise OutputError(f"{out}: expected a zip file, found a folder; pass another --out")
-    new = out.with_name(f".{out.name}.{os.getpid()}")
-    try:
+    with replacing_file(out) as new:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
             _fill(ingredients, Path(folder))
             _zip(Path(folder), new)
-        new.replace(out)
-        return out.stat().st_size
-    except OSError as error:
-        raise OutputError(f"{out}: cannot be written ({error.strerror or error}); nothing was changed") from error
-    finally:
-        new.unlink(missing_ok=True)
+    return out.stat().st_size
 
 
 def _fill(ingredients: Ingredients, folder: Path) -> None:

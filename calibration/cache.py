@@ -9,7 +9,6 @@ import json
 import logging
 import os
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from vitedge.calibration.observers import InputStatistics
+from vitedge.runtimes.errors import OutputError
+from vitedge.runtimes.files import replacing_file
 
 _log = logging.getLogger(__name__)
 _FIELDS = ("minimum", "maximum", "mean", "covariance")
@@ -49,18 +50,14 @@ def load(key: str) -> Mapping[str, InputStatistics] | None:
 def store(key: str, statistics: Mapping[str, InputStatistics]) -> None:
     """Keeps statistics under a fingerprint."""
     path = folder() / f"{key}.safetensors"
-    temporary = path.with_suffix(f".{os.getpid()}")
     arrays = {f"{name}/{field}": getattr(found, field) for name, found in statistics.items() for field in _FIELDS}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(arrays, temporary, metadata={"sha256": _digest(arrays)})
-        temporary.rename(path)
+        with replacing_file(path) as new:
+            save_file(arrays, new, metadata={"sha256": _digest(arrays)})
         _make_room(path)
-    except (OSError, SafetensorError) as error:
-        _log.warning("calibration could not be cached in %s (%s)", path.parent, error)
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
+    except (OSError, OutputError, SafetensorError) as error:
+        _log.warning("calibration is not cached: %s", error)
 
 
 def _make_room(newest: Path) -> None:

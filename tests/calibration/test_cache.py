@@ -194,7 +194,9 @@ def test_a_full_disk_is_reported_and_leaves_nothing(
 
     monkeypatch.setattr(cache, "save_file", no_space)
     cache.store("k", statistics)
-    assert f"calibration could not be cached in {folder} ([Errno 28] No space left on device)" in caplog.text
+    assert (
+        f"calibration is not cached: {folder}/k.safetensors: cannot be written (No space left on device)" in caplog.text
+    )
     assert list(folder.iterdir()) == []
 
 
@@ -210,7 +212,8 @@ def test_an_impossible_folder_costs_the_cache_not_the_build(
     place = {"a file": "file", "below a file": "file/sub", "a name too long": "x" * 300}[where]
     monkeypatch.setenv("VITEDGE_CACHE", str(tmp_path / place))
     cache.store("k", statistics)
-    assert f"calibration could not be cached in {tmp_path / place}" in caplog.text
+    assert "calibration is not cached: " in caplog.text
+    assert str(tmp_path / place) in caplog.text
     assert cache.load("k") is None
 
 

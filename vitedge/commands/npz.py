@@ -1,6 +1,5 @@
 """A `.npz` file written a few rows at a time, so that it may be larger than memory; `np.load` reads it as any other."""
 
-import os
 import tempfile
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -12,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitedge.runtimes.errors import OutputError
+from vitedge.runtimes.files import replacing_file
 
 _COPY_BYTES = 1 << 20
 _NAMES_AT_ONCE = 4096
@@ -35,7 +35,6 @@ class NpzWriter:
         if path.is_dir():
             raise OutputError(f"{path}: expected the name of a file to write, found a folder")
         self._path = path
-        self._temporary = path.with_name(f".{path.name}.{os.getpid()}")
         self._stack = ExitStack()
         self._first: Mapping[str, NDArray[Any]] = {}
         self._rows = 0
@@ -51,7 +50,6 @@ class NpzWriter:
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
-        self._temporary.unlink(missing_ok=True)
 
     def append(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Adds rows: [rows, …] of each array, of the same type and shape every time but for the number of rows."""
@@ -65,20 +63,18 @@ class NpzWriter:
 
     def finish(self, **texts: Sequence[str]) -> None:
         """Writes the archive: arrays of texts, as many as there are rows, before those that were appended."""
-        with self._errors():
-            with self._temporary.open("wb") as file, zipfile.ZipFile(file, "w") as archive:
-                for name, values in texts.items():
-                    dtype = np.dtype(f"U{max(map(len, values))}")
-                    with _member(archive, name, dtype, (len(values),)) as member:
-                        for start in range(0, len(values), _NAMES_AT_ONCE):
-                            member.write(np.array(values[start : start + _NAMES_AT_ONCE], dtype).tobytes())
-                for name, rows in self._files.items():
-                    first = self._first[name]
-                    with _member(archive, name, first.dtype, (self._rows, *first.shape[1:])) as member:
-                        rows.seek(0)
-                        while chunk := rows.read(_COPY_BYTES):
-                            member.write(chunk)
-            self._temporary.replace(self._path)
+        with replacing_file(self._path) as new, zipfile.ZipFile(new, "w") as archive:
+            for name, values in texts.items():
+                dtype = np.dtype(f"U{max(map(len, values))}")
+                with _member(archive, name, dtype, (len(values),)) as member:
+                    for start in range(0, len(values), _NAMES_AT_ONCE):
+                        member.write(np.array(values[start : start + _NAMES_AT_ONCE], dtype).tobytes())
+            for name, rows in self._files.items():
+                first = self._first[name]
+                with _member(archive, name, first.dtype, (self._rows, *first.shape[1:])) as member:
+                    rows.seek(0)
+                    while chunk := rows.read(_COPY_BYTES):
+                        member.write(chunk)
 
     @contextmanager
     def _errors(self) -> Iterator[None]:

@@ -1,8 +1,6 @@
 """`vitedge report`: one HTML page of everything that a build measured, and of what devices said."""
 
-import os
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ from vitedge.report.documents import ReportError, read_document
 from vitedge.report.images import IMAGES_FOLDER, read_images
 from vitedge.report.render import render
 from vitedge.runtimes.errors import OutputError
+from vitedge.runtimes.files import replacing_file
 from vitedge.runtimes.manifest import artifact_folders, load_manifest
 
 _ADVICE = "expected the OUT of a vitedge build of this version; build it again"
@@ -42,7 +41,8 @@ def report(build: Path, out: Path, devices: Sequence[Path] = ()) -> int:
         raise OutputError(f"{out}: expected the name of an .html file to write")
     # Names of files may hold what is no text.
     html = render(_page(build, devices)).encode(errors="backslashreplace")
-    _write(out, html)
+    with replacing_file(out) as new:
+        new.write_bytes(html)
     return len(html)
 
 
@@ -58,17 +58,3 @@ def _page(build: Path, devices: Sequence[Path]) -> Page:
     if not build.is_dir():
         raise ReportError(f"{build}: no such folder; {_ADVICE}")
     return read_document(build / REPORT_FILE, (REPORT_FORMAT,), _ADVICE, parse)
-
-
-def _write(out: Path, data: bytes) -> None:
-    """Beside its place first, then renamed."""
-    temporary = out.with_name(f".{out.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            os.fsync(file.fileno())
-        temporary.replace(out)
-    except OSError as error:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise OutputError(f"{out}: cannot be written ({error.strerror}); what was there before is unchanged") from error
