@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vitedge.calibration.images import spread
 from vitedge.quantization.encoder import Encoder, FloatArray, Linear, float_linear, forward
@@ -28,6 +29,13 @@ def fidelity(expected: FloatArray, found: FloatArray) -> Fidelity:
     return Fidelity(sqnr_db(signal, noise), float(cosines.mean()), float(cosines.min()))
 
 
+def sqnr_by_image(expected: FloatArray, found: FloatArray) -> NDArray[np.float64]:
+    """SQNR of each image in dB, float64 [images], of two float32 [images, tokens, hidden]."""
+    signal = np.square(expected, dtype=np.float64).sum(axis=(1, 2))
+    noise = np.square(found - expected, dtype=np.float64).sum(axis=(1, 2))
+    return np.array([sqnr_db(float(s), float(n)) for s, n in zip(signal, noise, strict=True)])
+
+
 def hidden_states(encoder: Encoder, linear: Linear, pixel_values: PixelValues) -> FloatArray:
     """`last_hidden_state` [images, tokens, hidden], with the linears computed so; in batches of 8."""
     batches = (pixel_values[start : start + _BATCH] for start in range(0, len(pixel_values), _BATCH))
@@ -50,3 +58,7 @@ class Prediction:
         """Of the smoothed encoder with its linears computed so, on all images or so many, evenly over them."""
         chosen = list(spread(range(len(self._pixel_values)), images))
         return fidelity(self._expected[chosen], hidden_states(smoothed, linear, self._pixel_values[chosen]))
+
+    def typical_sqnr_db(self, smoothed: Encoder, linear: Linear) -> float:
+        """The mean of the images' own SQNR: over all values of few images, it is two or three of them that decide."""
+        return float(sqnr_by_image(self._expected, hidden_states(smoothed, linear, self._pixel_values)).mean())
