@@ -3,7 +3,6 @@
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from vitedge.calibration.images import spread
 from vitedge.quantization.encoder import Encoder, FloatArray, Linear, float_linear, forward
@@ -27,13 +26,6 @@ def fidelity(expected: FloatArray, found: FloatArray) -> Fidelity:
     noise = float(np.square(found - expected, dtype=np.float64).sum())
     cosines = cosine(expected[:, 0], found[:, 0])
     return Fidelity(sqnr_db(signal, noise), float(cosines.mean()), float(cosines.min()))
-
-
-def sqnr_by_image(expected: FloatArray, found: FloatArray) -> NDArray[np.float64]:
-    """SQNR of each image in dB, float64 [images], of two float32 [images, tokens, hidden]."""
-    signal = np.square(expected, dtype=np.float64).sum(axis=(1, 2))
-    noise = np.square(found - expected, dtype=np.float64).sum(axis=(1, 2))
-    return np.array([sqnr_db(float(s), float(n)) for s, n in zip(signal, noise, strict=True)])
 
 
 def hidden_states(encoder: Encoder, linear: Linear, pixel_values: PixelValues) -> FloatArray:
@@ -61,4 +53,6 @@ class Prediction:
 
     def typical_sqnr_db(self, smoothed: Encoder, linear: Linear) -> float:
         """The mean of the images' own SQNR: over all values of few images, it is two or three of them that decide."""
-        return float(sqnr_by_image(self._expected, hidden_states(smoothed, linear, self._pixel_values)).mean())
+        found = hidden_states(smoothed, linear, self._pixel_values)
+        by_image = [fidelity(fp32[None], one[None]).sqnr_db for fp32, one in zip(self._expected, found, strict=True)]
+        return float(np.mean(by_image))

@@ -2,8 +2,8 @@
 
 The strength of smoothing is measured, not assumed: the plan is made for each of a few strengths, and the one whose
 fake-quantized model is nearest to FP32 on calibration images is kept (`benchmarks/ablation.py` shows more of them).
-"Nearest" is the mean of the images' own SQNR: over all values of a few dozen images two or three of them decide, and on
-vit-s14-real differences of float rounding made that choose one strength or another, 0.9 dB apart on 400 images.
+"Nearest" is the mean of the images' own SQNR: over all values of a few dozen images two or three of them decide, and
+plans that differ in the rounding of floats alone made that choose one strength or another.
 Those that are tried end where calibration images begin to flatter: the stronger, the closer all channels come to the
 end of the range, and unseen images exceed it.
 """

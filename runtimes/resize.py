@@ -184,7 +184,10 @@ def _block(taps: Sequence[tuple[int, NDArray[np.float64]]], start: int, count: i
 
 
 def _error(weights: NDArray[np.float64]) -> float:
-    """How far the float32 sum of 8-bit values with Pillow's integer weights may be off, in units of `_ONE`."""
+    """How far the float32 sum of 8-bit values with Pillow's integer weights may be off, in 8-bit levels.
+
+    Weights are exact in float32; n products, their sum and the half that rounds are each off by 2⁻²⁴ of what they hold.
+    """
     largest = 255 * float(np.abs(weights).sum())
     divisors = int(np.bitwise_or.reduce(np.abs(weights).astype(np.int64))) | _ONE // 2  # which is added to round
     step = divisors & -divisors  # the largest power of two that divides all of them
