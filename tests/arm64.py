@@ -1,7 +1,7 @@
 """An ARM64 user-space for tests, under qemu: Debian's Python, and the runtimes' own wheels for aarch64.
 
-Nothing is installed on the host: apt downloads with an architecture and a state of its own, packages are unpacked into
-a folder, and `qemu-aarch64-static -L FOLDER` resolves libraries there. It takes about ten seconds, and is kept.
+Packages are unpacked into a folder, and `qemu-aarch64-static -L FOLDER` resolves libraries there. It takes about ten
+seconds, and is kept.
 
 Two things that fail otherwise: onnxruntime crashes on the host's x86 `/proc/cpuinfo`, so the folder has one of its own;
 and qemu's `-cpu max` computes garbage in SME, so the CPUs here are real ones.
@@ -16,6 +16,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+
+from tests.debian import run, unpack
 
 _PACKAGES = ("python3.11-minimal", "libpython3.11-stdlib", "libstdc++6", "libgomp1", "zlib1g")
 _WHEELS = ("numpy", "onnxruntime", "openvino", "ai-edge-litert")
@@ -40,7 +42,7 @@ class Arm64:
         self._folder = folder
         if not (folder / "ready").exists():
             shutil.rmtree(folder, ignore_errors=True)
-            self._unpack_packages()
+            unpack(_PACKAGES, folder / "root", architecture="arm64", release="bookworm")
             self._install_wheels()
             (folder / "ready").touch()
 
@@ -66,25 +68,6 @@ class Arm64:
             command, cwd=cwd, env=environment, capture_output=True, text=True, check=False, timeout=900
         )
 
-    def _unpack_packages(self) -> None:
-        state, cache = self._folder / "apt" / "state", self._folder / "apt" / "cache"
-        for folder in (state / "lists" / "partial", cache / "archives" / "partial", self._folder / "root"):
-            folder.mkdir(parents=True)
-        (state / "status").touch()
-        settings = {
-            "APT::Architecture": "arm64",
-            "APT::Architectures": "arm64",
-            "APT::Sandbox::User": "root",
-            "Dir::State": state,
-            "Dir::State::status": state / "status",
-            "Dir::Cache": cache,
-        }
-        apt = ["apt-get", "-qq", *(f"-o{name}={value}" for name, value in settings.items())]
-        _run([*apt, "update"])
-        _run([*apt, "install", "--download-only", "--yes", "--no-install-recommends", *_PACKAGES])
-        for package in sorted((cache / "archives").glob("*.deb")):
-            _run(["dpkg-deb", "--extract", str(package), str(self._folder / "root")])
-
     def _install_wheels(self) -> None:
         """Of the versions that are installed here."""
         wanted = [f"{name}=={importlib.metadata.version(name)}" for name in _WHEELS]
@@ -92,9 +75,4 @@ class Arm64:
         platforms += ["--platform", "manylinux2014_aarch64"]
         target = ["--target", str(self.site), "--python-version", "3.11", "--implementation", "cp"]
         pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--only-binary=:all:"]
-        _run([*pip, *target, *platforms, *wanted])
-
-
-def _run(command: list[str]) -> None:
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, f"{' '.join(command[:4])} …: {result.stdout[-2000:]}{result.stderr[-2000:]}"
+        run([*pip, *target, *platforms, *wanted])

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from tests.commands.conftest import CLASSES, Site
+from tests.commands.embed.cases import format_cases, resize_cases
 from tests.commands.embed.conftest import claim_exact
 from tests.commands.embed.jvm import (
     Jvm,
@@ -32,22 +33,13 @@ from tests.commands.embed.test_cpp import installed
 from tests.held import needs_holding
 from tests.npm import needs_npm
 from vitedge.runtimes.golden import load_golden
-from vitedge.runtimes.manifest import TensorRecord, load_manifest
+from vitedge.runtimes.manifest import load_manifest
 from vitedge.runtimes.resize import resize
 from vitedge.runtimes.tflite import dequantize, quantize
 
 pytestmark = [needs_kotlin, needs_npm]
 OURS = Path(__file__).with_name("android")
 KOTLIN = {"onnx": old_kotlin, "tflite": new_kotlin}
-FILTERS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
-SIZES = (
-    ((37, 61), (32, 32)),
-    ((7, 5), (32, 31)),
-    ((90, 33), (32, 32)),
-    ((32, 90), (32, 17)),
-    ((1, 1), (3, 2)),
-    ((600, 901), (31, 224)),
-)
 
 
 @dataclass(frozen=True)
@@ -173,35 +165,24 @@ def test_integers_at_the_boundary(site: Site, integers: Path, libraries: Mapping
 
 
 def test_formats_round_and_clip_as_python(apps: Mapping[str, App], tmp_path: Path) -> None:
-    generator = np.random.default_rng(0)
-    halves = np.arange(-200, 200, dtype=np.float32) / 2
-    for index, (dtype, scale, zero_point) in enumerate(
-        [("int8", 1.0, 0), ("int8", 0.01865, -14), ("int8", 3e-9, 127), ("int16", 1.0, 0), ("int16", 9.2e-5, 0)]
-    ):
-        record = TensorRecord("x", dtype, (1,), "D", float(np.float32(scale)), zero_point)
-        step = np.float32(scale)
-        extremes = np.array([1e20, -1e20, 1e7, -1e7, 0.0, -0.0], np.float32) * step
-        values = np.concatenate([halves * step, generator.normal(0, 9000, 5000).astype(np.float32) * step, extremes])
+    for index, (record, values) in enumerate(format_cases()):
         source = tmp_path / f"{index}"
         values.tofile(source)
-        words = ("format", dtype, repr(record.scale), str(zero_point), str(source))
+        words = ("format", record.dtype, repr(record.scale), str(record.zero_point), str(source))
         result = apps["tflite"].jvm.run(tmp_path, "vitedge.DriverKt", *words)
         assert result.returncode == 0, result.stdout + result.stderr
         integers = quantize(values, record)
-        assert np.array_equal(np.fromfile(f"{source}.integers", dtype), integers)
+        assert np.array_equal(np.fromfile(f"{source}.integers", record.dtype), integers)
         assert np.array_equal(np.fromfile(f"{source}.floats", "<f4"), dequantize(integers, record))
 
 
 def test_every_filter_is_the_contracts_own(apps: Mapping[str, App], tmp_path: Path) -> None:
-    generator = np.random.default_rng(0)
     lines, expected = [], {}
-    for resample in FILTERS:
-        for size, new in SIZES:
-            pixels = generator.integers(0, 256, (*size, 3), dtype=np.uint8)
-            source, out = tmp_path / f"{len(lines)}.in", tmp_path / f"{len(lines)}.out"
-            pixels.tofile(source)
-            lines.append(f"{source} {size[0]} {size[1]} {out} {new[0]} {new[1]} {resample}\n")
-            expected[out] = resize(pixels, *new, resample)
+    for index, (pixels, new, resample) in enumerate(resize_cases()):
+        source, out = tmp_path / f"{index}.in", tmp_path / f"{index}.out"
+        pixels.tofile(source)
+        lines.append(f"{source} {pixels.shape[0]} {pixels.shape[1]} {out} {new[0]} {new[1]} {resample}\n")
+        expected[out] = resize(pixels, *new, resample)
     (tmp_path / "list").write_text("".join(lines))
     result = apps["onnx"].jvm.run(tmp_path, "vitedge.DriverKt", "resize", "list")
     assert result.returncode == 0, result.stdout + result.stderr

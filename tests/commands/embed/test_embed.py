@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ai_edge_litert.interpreter import Interpreter
 
 from tests.commands.conftest import Site, contents, names
 from vitedge.converters.embed import platforms
@@ -101,14 +100,6 @@ def test_contract_says_what_integers_mean(platform: str, site: Site, integers: P
     steps = np.rint(pixel_values / np.float32(given.scale)) + np.float32(given.zero_point)
     quantized = np.fromfile(out / "golden" / "quantized.bin", np.int8).reshape(pixel_values.shape)
     assert np.array_equal(quantized, steps.clip(-128, 127))
-
-
-def test_outputs_have_the_order_of_the_manifest(integers: Path) -> None:
-    """Swift's interpreter knows them by number."""
-    details = Interpreter(str(integers / "tflite" / "model.tflite")).get_output_details()
-    found = [(np.dtype(detail["dtype"]).name, *detail["quantization"]) for detail in details]
-    outputs = load_manifest(integers / "tflite").outputs
-    assert found == [(record.dtype, record.scale, record.zero_point) for record in outputs]
 
 
 @pytest.mark.parametrize(

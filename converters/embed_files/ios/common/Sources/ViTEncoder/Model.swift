@@ -1,7 +1,10 @@
 import CryptoKit
 import Foundation
 
-enum Model {
+public enum Model {
+    /// The model that this package carries.
+    public static var folder: URL { Bundle.module.resourceURL!.appendingPathComponent("model") }
+
     /// The path of the model in a folder, if it is the one that vitedge wrote.
     static func path(in folder: URL) throws -> String {
         let file = folder.appendingPathComponent(Contract.modelFile)

@@ -20,10 +20,16 @@ public struct RGBImage {
     }
 }
 
-public enum EncoderError: Error {
+public enum EncoderError: LocalizedError {
     case image(String)
     case input(String)
     case model(String)
+
+    public var errorDescription: String? {
+        switch self {
+        case .image(let what), .input(let what), .model(let what): return what
+        }
+    }
 }
 
 public enum Preprocess {

@@ -10,8 +10,9 @@ struct TensorFormat {
 
     static let input = TensorFormat(type: Contract.inputType, scale: Contract.inputScale, zeroPoint: Contract.inputZeroPoint)
 
-    static func output(_ index: Int) -> TensorFormat {
-        TensorFormat(
+    static func output(_ name: String) -> TensorFormat {
+        let index = Contract.outputNames.firstIndex(of: name)!
+        return TensorFormat(
             type: Contract.outputTypes[index], scale: Contract.outputScales[index],
             zeroPoint: Contract.outputZeroPoints[index])
     }

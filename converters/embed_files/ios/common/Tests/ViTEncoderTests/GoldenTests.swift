@@ -1,22 +1,13 @@
-// Does the artifact do here what it did on the host? Preprocessing and inference are judged apart. `model` and `golden`
-// are folders of the test target's resources.
+// Does the artifact do here what it did on the host? Preprocessing and inference are judged apart.
 
 import XCTest
 
 @testable import ViTEncoder
 
 final class GoldenTests: XCTestCase {
-    private func folder(_ name: String) throws -> URL {
-        #if SWIFT_PACKAGE
-            let bundle = Bundle.module
-        #else
-            let bundle = Bundle(for: GoldenTests.self)
-        #endif
-        return try XCTUnwrap(bundle.url(forResource: name, withExtension: nil), "add \(name) to the test's resources")
-    }
+    private let golden = Bundle.module.resourceURL!.appendingPathComponent("golden")
 
     private func images() throws -> [RGBImage] {
-        let golden = try folder("golden")
         let index = try String(contentsOf: golden.appendingPathComponent("index.txt"), encoding: .utf8)
         return try index.split(separator: "\n").map { line in
             let words = line.split(separator: " ")
@@ -26,7 +17,7 @@ final class GoldenTests: XCTestCase {
     }
 
     func testPreprocessing() throws {
-        let golden = try folder("golden"), area = 3 * Contract.height * Contract.width
+        let area = 3 * Contract.height * Contract.width
         let resized = [UInt8](try Data(contentsOf: golden.appendingPathComponent("resized.bin")))
         let planes = try Data(contentsOf: golden.appendingPathComponent("pixel_values.bin")).values(Float(0))
         for (index, image) in try images().enumerated() {
@@ -48,14 +39,13 @@ final class GoldenTests: XCTestCase {
     /// An input of integers holds those that Python made of the same images.
     func testQuantization() throws {
         guard ["int8", "int16"].contains(Contract.inputType) else { return }
-        let expected = try Data(contentsOf: folder("golden").appendingPathComponent("quantized.bin"))
+        let expected = try Data(contentsOf: golden.appendingPathComponent("quantized.bin"))
         XCTAssertEqual(try images().reduce(into: Data()) { $0.append(try Preprocess.input($1)) }, expected)
     }
 
     func testInference() throws {
-        let golden = try folder("golden")
         let expected = try Data(contentsOf: golden.appendingPathComponent("fp32/last_hidden_state.bin")).values(Float(0))
-        let encoder = try ViTEncoder(folder: folder("model"))
+        let encoder = try ViTEncoder()
         var signal = 0.0, noise = 0.0
         let size = Contract.tokens * Contract.hidden
         for (index, image) in try images().enumerated() {

@@ -8,7 +8,7 @@ public final class ViTEncoder {
     private let session: ORTSession
 
     /// `folder` holds the model. Throws `EncoderError.model` if it was changed, or what ONNX Runtime says of it.
-    public init(folder: URL, threads: Int32 = 0) throws {
+    public init(folder: URL = Model.folder, threads: Int32 = 0) throws {
         environment = try ORTEnv(loggingLevel: .warning)
         let options = try ORTSessionOptions()
         if threads > 0 { try options.setIntraOpNumThreads(threads) }

@@ -1,0 +1,22 @@
+// swift-tools-version: 5.9
+import PackageDescription
+
+let package = Package(
+    name: "ViTEncoder",
+    platforms: [.iOS(.v15), .macOS(.v14)],  // as the runtime asks
+    products: [.library(name: "ViTEncoder", targets: ["ViTEncoder"])],
+    dependencies: [
+        .package(url: "https://github.com/microsoft/onnxruntime-swift-package-manager", from: "1.24.2")
+    ],
+    targets: [
+        .target(
+            name: "ViTEncoder",
+            dependencies: [.product(name: "onnxruntime", package: "onnxruntime-swift-package-manager")],
+            path: ".", exclude: ["README.md", "embed.json", "golden", "Tests"], sources: ["Sources"],
+            resources: [.copy("model")]),
+        .testTarget(
+            name: "ViTEncoderTests", dependencies: ["ViTEncoder"],
+            path: ".", exclude: ["README.md", "embed.json", "model", "Sources"], sources: ["Tests"],
+            resources: [.copy("golden")]),
+    ]
+)

@@ -1,0 +1,68 @@
+"""Swift for Linux: Debian has it from its release 13 on. Its packages are unpacked into a folder, and kept (3 GB).
+
+Its programs need a C library that is newer than this machine's may be, so that they run with that folder as root; a
+project's folder is there too, below the same path. That takes a namespace of mounts, whose root is who calls.
+"""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.debian import unpack
+
+_PACKAGES = ("swiftlang", "libc6-dev", "libstdc++-14-dev", "libssl3t64")
+_TOOLS = "/usr/libexec/swift/bin"
+_LIBRARIES = "/usr/libexec/swift/lib/swift/linux"
+_OPENSSL = "/usr/lib/x86_64-linux-gnu/libcrypto.so.3"
+# Arguments: the root, the project's folder, a command.
+_ENTER = """
+set -e
+root=$1 project=$2
+shift 2
+mkdir -p "$root$project"
+for path in /proc /dev "$project"; do mount --rbind "$path" "$root$path"; done
+exec chroot "$root" "$@"
+"""
+
+needs_swift = pytest.mark.skipif(
+    os.environ.get("CI") is None and not (shutil.which("unshare") and shutil.which("apt-get")),
+    reason="needs Debian's apt and unshare",
+)
+
+
+class Swift:
+    """Debian's Swift below a folder, unpacked if it is not there."""
+
+    def __init__(self, folder: Path) -> None:
+        self._root = folder / "root"
+        if not (folder / "ready").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            unpack(_PACKAGES, self._root, architecture="amd64", release="trixie")
+            for name in ("bin", "lib", "lib64", "sbin"):
+                (self._root / name).symlink_to(f"usr/{name}")
+            for name in ("dev", "proc", "tmp"):
+                (self._root / name).mkdir()
+            (folder / "ready").touch()
+
+    def test(self, package: Path, project: Path, libraries: Path) -> subprocess.CompletedProcess[str]:
+        """Runs `swift test`, which builds a package and what it depends on.
+
+        Args:
+            package: The folder of `Package.swift`, where its tests run.
+            project: A folder that holds it, and the packages that it depends on by path.
+            libraries: A folder in it of the shared libraries that they link.
+        """
+        linked = [word for path in (f"-L{libraries}", _OPENSSL) for word in ("-Xlinker", path)]
+        command = [f"{_TOOLS}/swift-test", "--package-path", str(package), "--disable-sandbox", *linked]
+        environment = {
+            "PATH": f"{_TOOLS}:/usr/sbin:/usr/bin:/sbin:/bin",
+            "HOME": "/tmp",
+            "LD_LIBRARY_PATH": f"{_LIBRARIES}:{libraries}",
+        }
+        enter = ["unshare", "--map-root-user", "--mount", "sh", "-c", _ENTER, "sh", str(self._root), str(project)]
+        return subprocess.run(
+            [*enter, *command], env=environment, capture_output=True, text=True, check=False, timeout=900
+        )
