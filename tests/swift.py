@@ -47,6 +47,11 @@ class Swift:
                 (self._root / name).mkdir()
             (folder / "ready").touch()
 
+    @property
+    def home(self) -> Path:
+        """The home folder of its programs, and of the tests, which is new for each run."""
+        return self._root / "home"
+
     def test(self, package: Path, project: Path, libraries: Path) -> subprocess.CompletedProcess[str]:
         """Runs `swift test`, which builds a package and what it depends on.
 
@@ -55,11 +60,13 @@ class Swift:
             project: A folder that holds it, and the packages that it depends on by path.
             libraries: A folder in it of the shared libraries that they link.
         """
+        shutil.rmtree(self.home, ignore_errors=True)
+        self.home.mkdir()
         linked = [word for path in (f"-L{libraries}", _OPENSSL) for word in ("-Xlinker", path)]
         command = [f"{_TOOLS}/swift-test", "--package-path", str(package), "--disable-sandbox", *linked]
         environment = {
             "PATH": f"{_TOOLS}:/usr/sbin:/usr/bin:/sbin:/bin",
-            "HOME": "/tmp",
+            "HOME": f"/{self.home.name}",
             "LD_LIBRARY_PATH": f"{_LIBRARIES}:{libraries}",
         }
         enter = ["unshare", "--map-root-user", "--mount", "sh", "-c", _ENTER, "sh", str(self._root), str(project)]

@@ -10,6 +10,8 @@ The public names load on first use, so that `import vitedge` needs nothing but t
 """
 
 import importlib
+import os
+import sys
 from typing import Any
 
 __version__ = "0.1.0"
@@ -23,6 +25,19 @@ _PUBLIC = {
     "VitedgeError": "vitedge.runtimes.errors",
 }
 __all__ = ["BuildRequest", "VitedgeError", "__version__", "bench", "build", "load_encoder", "verify"]
+
+
+def _switch_telemetry_off() -> None:
+    """Runtimes report to their vendors from where they run, and leave an identifier there, unless told not to in time.
+
+    ONNX Runtime (1.29 and newer) reads a variable when it is imported; the user's own setting of it stays. OpenVINO's
+    Python package has no switch, but reports nothing where it finds no `openvino_telemetry`.
+    """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # as documented: absent
+
+
+_switch_telemetry_off()
 
 
 def __getattr__(name: str) -> Any:

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from tests.commands.conftest import Site, contents
+from tests.telemetry import left_behind, watch
 from vitedge.converters.golden import write_with_artifacts
 from vitedge.runtimes.bundle import load_bundle
 from vitedge.runtimes.errors import ArtifactError
@@ -112,6 +113,12 @@ def test_device_without_host_packages_passes(bundled: Path) -> None:
         assert numbers["sqnr_db"] == pytest.approx(numbers["host_sqnr_db"], abs=1)
         assert numbers["min_sqnr_db"] > numbers["host_sqnr_db"] - 8  # a bound that means something
     assert not list(bundled.rglob("__pycache__"))
+
+
+def test_nothing_is_left_on_the_device(bundled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    watch(tmp_path / "home", monkeypatch)
+    assert on_device(bundled, "selftest").returncode == 0
+    assert left_behind(tmp_path / "home") == set()
 
 
 def test_decoding_is_tested_where_opencv_is(bundled: Path) -> None:

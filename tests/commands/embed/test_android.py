@@ -78,7 +78,7 @@ def libraries(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Jvm]:
 
 def compiled(app: Path, runtime: str, libraries: Mapping[str, Jvm]) -> App:
     """All Kotlin of an app folder, its tests for phones too, and ours."""
-    sources = [*app.rglob("*.kt"), *(OURS / "kotlin").iterdir()]
+    sources = [*app.rglob("*.kt"), *(OURS / "kotlin").iterdir(), *(OURS / runtime).glob("*.kt")]
     return App(app, KOTLIN[runtime]().compile(sources, libraries[runtime], app / "classes.jar"))
 
 
@@ -117,6 +117,11 @@ def test_tflite_passes_its_own_tests(apps: Mapping[str, App]) -> None:
     assert code == 0, output
     assert "OK (14 tests)" in output
     assert "preprocessing: 0 resized values differ; largest error after normalization 0.0e+00" in output
+
+
+def test_onnx_runtime_is_told_to_report_nothing(apps: Mapping[str, App]) -> None:
+    code, output = apps["onnx"].junit("TelemetryTest")  # alone, so that nothing loads the runtime before
+    assert code == 0, output
 
 
 def check_against_python(app: App, out: Path) -> None:

@@ -15,6 +15,7 @@ from tests.commands.conftest import CLASSES, Site
 from tests.commands.embed.conftest import claim_exact
 from tests.held import needs_holding
 from tests.npm import ONNX_RUNTIME, needs_npm, npm_package
+from tests.telemetry import left_behind, watch
 from vitedge.runtimes.golden import load_golden
 from vitedge.runtimes.resize import resize
 
@@ -133,6 +134,15 @@ def test_outputs_equal_those_of_python(runtime: str, programs: Mapping[str, Path
     expected = last_hidden_state(program.parents[1] / "golden" / runtime / "last_hidden_state.bin")
     # The same library gives the same bits; OpenVINO of a loaded machine may split its sums otherwise.
     assert np.abs(last_hidden_state(out) - expected).max() <= 1e-5
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_nothing_is_reported(
+    runtime: str, programs: Mapping[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watch(tmp_path / "home", monkeypatch)
+    assert run(programs[runtime], "model", "golden").returncode == 0
+    assert left_behind(tmp_path / "home") == set()
 
 
 def test_labels_come_as_lines(programs: Mapping[str, Path]) -> None:

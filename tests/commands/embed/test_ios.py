@@ -96,6 +96,7 @@ def apps(site: Site, built: Path, project: App) -> Mapping[str, App]:
         assert code == 0, output
         assert "Executed 8 tests, with 0 failures" in output
         assert "warning:" not in output
+        assert not list(app.swift.home.rglob("deviceid")), "ONNX Runtime reports to Microsoft"
     return found
 
 

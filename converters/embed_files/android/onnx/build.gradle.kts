@@ -22,6 +22,8 @@ android {
     androidResources { noCompress += "onnx" } // so that the model can be mapped into memory
 }
 
+tasks.withType<Test>().configureEach { environment("ORT_DISABLE_TELEMETRY", "1") } // as OnnxRuntime.kt says
+
 dependencies {
     implementation("com.microsoft.onnxruntime:onnxruntime-android:1.29.0")
     testImplementation("com.microsoft.onnxruntime:onnxruntime:1.29.0") // the same for the JVM of this machine

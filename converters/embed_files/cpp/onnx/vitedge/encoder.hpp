@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <cstdlib>
 #include <memory>
 #include <stdexcept>
 #include <string>
@@ -30,7 +31,7 @@ class Encoder {
     const std::string path = folder + "/" + std::string(contract::kModelFile);
     const std::vector<std::uint8_t> model = read_file(path);
     check_sha256(path, model, contract::kModelSha256);
-    check(api_->CreateEnv(ORT_LOGGING_LEVEL_WARNING, "vitedge", out(env_)), path);
+    open_environment(path);
     Handle<OrtSessionOptions> settings(nullptr, api_->ReleaseSessionOptions);
     check(api_->CreateSessionOptions(out(settings)), path);
     if (options.threads > 0) check(api_->SetIntraOpNumThreads(settings.get(), options.threads), path);
@@ -109,6 +110,16 @@ class Encoder {
                                " is older than the header that this was compiled with; ship the library of the header");
     }
     return found;
+  }
+
+  // From 1.29 on ONNX Runtime tells Microsoft of the app, the machine and the model unless a variable is set before the
+  // first environment of the process is made; on Windows, unless it is told so afterwards.
+  void open_environment(const std::string& path) {
+#ifndef _WIN32
+    setenv("ORT_DISABLE_TELEMETRY", "1", /*overwrite=*/0);
+#endif
+    check(api_->CreateEnv(ORT_LOGGING_LEVEL_WARNING, "vitedge", out(env_)), path);
+    check(api_->DisableTelemetryEvents(env_.get()), path);
   }
 
   void check(OrtStatus* status, const std::string& what) const {

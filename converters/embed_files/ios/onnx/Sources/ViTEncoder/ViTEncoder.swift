@@ -9,6 +9,9 @@ public final class ViTEncoder {
 
     /// `folder` holds the model. Throws `EncoderError.model` if it was changed, or what ONNX Runtime says of it.
     public init(folder: URL = Model.folder, threads: Int32 = 0) throws {
+        // From 1.29 on ONNX Runtime tells Microsoft of the app, the device and the model, unless this is set before the
+        // first environment of the process is made.
+        setenv("ORT_DISABLE_TELEMETRY", "1", 0)
         environment = try ORTEnv(loggingLevel: .warning)
         let options = try ORTSessionOptions()
         if threads > 0 { try options.setIntraOpNumThreads(threads) }

@@ -1,4 +1,4 @@
-// All that needs Android: assets and bitmaps. Everything else is plain Kotlin, and is tested on a JVM.
+// Assets and bitmaps, which need Android. Nearly everything else is plain Kotlin, and is tested on a JVM.
 package vitedge
 
 import android.content.res.AssetManager

@@ -2,7 +2,6 @@ package vitedge
 
 import ai.onnxruntime.OnnxJavaType
 import ai.onnxruntime.OnnxTensor
-import ai.onnxruntime.OrtEnvironment
 import ai.onnxruntime.OrtSession
 import java.nio.ByteBuffer
 import java.nio.ByteOrder
@@ -25,14 +24,13 @@ private val X86 = Regex("x86.*|amd64|i\\d86")
 internal val saturatesHere: Boolean by lazy { X86.matches(System.getProperty("os.arch").orEmpty()) && saturates() }
 
 private fun saturates(): Boolean {
-    val environment = OrtEnvironment.getEnvironment()
     val model = PRODUCT.chunked(2).map { it.toInt(16).toByte() }.toByteArray()
     val a = direct(ROWS * INNER) { if (it % INNER < 2) -1 else 0 } // 255, as an unsigned byte
     val b = direct(INNER * ROWS) { 127 }
     val options = OrtSession.SessionOptions().apply { setIntraOpNumThreads(1) }
-    options.use { environment.createSession(model, it) }.use { session ->
-        OnnxTensor.createTensor(environment, a, longArrayOf(ROWS.toLong(), INNER.toLong()), OnnxJavaType.UINT8).use { left ->
-            OnnxTensor.createTensor(environment, b, longArrayOf(INNER.toLong(), ROWS.toLong()), OnnxJavaType.INT8).use { right ->
+    options.use { onnxRuntime.createSession(model, it) }.use { session ->
+        OnnxTensor.createTensor(onnxRuntime, a, longArrayOf(ROWS.toLong(), INNER.toLong()), OnnxJavaType.UINT8).use { left ->
+            OnnxTensor.createTensor(onnxRuntime, b, longArrayOf(INNER.toLong(), ROWS.toLong()), OnnxJavaType.INT8).use { right ->
                 session.run(mapOf("a" to left, "b" to right)).use { result ->
                     val products = (result.get("y").get() as OnnxTensor).intBuffer
                     return (0 until products.remaining()).any { products.get(it) != 2 * 255 * 127 }

@@ -2,7 +2,6 @@ package vitedge
 
 import ai.onnxruntime.OnnxJavaType
 import ai.onnxruntime.OnnxTensor
-import ai.onnxruntime.OrtEnvironment
 import ai.onnxruntime.OrtException
 import ai.onnxruntime.OrtSession
 import java.nio.ByteBuffer
@@ -20,7 +19,7 @@ import java.nio.ByteBuffer
  * @throws ModelException if the model is not the one of the contract, or is too new for this ONNX Runtime.
  */
 class ViTEncoder(model: ByteBuffer, threads: Int = 0) : AutoCloseable {
-    private val environment = OrtEnvironment.getEnvironment()
+    private val environment = onnxRuntime
     private val session = open(verified(model), threads)
 
     /** Preprocesses one image of any size, and runs the encoder. */
