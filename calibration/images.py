@@ -4,8 +4,8 @@ Images are decoded when they are needed and not kept; what stays in memory is a 
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,6 +21,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 _MAX_BAD_SHARE = 0.05
 # Fewer images than this leave activation ranges to chance.
 RECOMMENDED_IMAGES = 32
+_RECORDED_LETTERS = 16  # of a digest: 64 bits, as pictures that are alike by chance only matter among thousands
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,20 @@ class ImageSet:
     def digest(self) -> str:
         """SHA-256 over the contents, whatever their names and order."""
         return hashlib.sha256("".join(sorted(self.digests)).encode()).hexdigest()
+
+    @property
+    def record(self) -> Mapping[str, object]:
+        """For the manifest of what was calibrated on the set, so that nobody judges it on the same pictures later."""
+        seen = sorted(digest[:_RECORDED_LETTERS] for digest in self.digests)
+        return {"digest": self.digest, "images": len(self.paths), "seen": seen}
+
+    def unseen(self, seen: Collection[str]) -> "ImageSet":
+        """Those of the images whose digests are not among some, which may be digests of a `record`. Maybe none."""
+        short = {digest[:_RECORDED_LETTERS] for digest in seen}
+        kept = [index for index, digest in enumerate(self.digests) if digest[:_RECORDED_LETTERS] not in short]
+        paths = tuple(self.paths[index] for index in kept)
+        digests = tuple(self.digests[index] for index in kept)
+        return replace(self, paths=paths, labels=_labels(self.folder, paths), digests=digests)
 
 
 def list_images(folder: Path) -> tuple[Path, ...]:
@@ -94,13 +109,8 @@ def hold_out(taken: ImageSet, count: int, advance: Callable[[int], None] = lambd
     rest = [path for path in list_images(taken.folder) if path not in used]
     if not rest:
         return None
-    found = _scan(taken.folder, spread(rest, count), advance)
-    seen = set(taken.digests)
-    fresh = [(path, digest) for path, digest in zip(found.paths, found.digests, strict=True) if digest not in seen]
-    if not fresh:
-        return None
-    paths, digests = zip(*fresh, strict=True)
-    return ImageSet(found.folder, paths, _labels(found.folder, paths), digests, found.skipped)
+    fresh = _scan(taken.folder, spread(rest, count), advance).unseen(taken.digests)
+    return fresh if fresh.paths else None
 
 
 def batches(images: ImageSet, contract: Preprocessing, size: int) -> Iterator[PixelValues]:

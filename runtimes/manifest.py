@@ -89,7 +89,8 @@ class Operations:
 class Manifest:
     """The contents of `manifest.json`.
 
-    `source` names the checkpoint; `calibration` the images it was calibrated on; `tools` the versions that made it.
+    `source` names the checkpoint; `calibration` the images it was calibrated on (`seen` lists digests of their pixels,
+    the first letters of each); `tools` the versions that made it.
     `opsets` are the operator sets that an ONNX model needs of its engine, version by domain (`ai.onnx` is the standard
     one); empty for other runtimes. `accuracy` and `latency` are what was measured, with the machine.
     """
@@ -257,7 +258,7 @@ def _parse(document: Any) -> Manifest:
         ),
         saturation=_saturation(document["saturation"]),
         source=_origin(document["source"]),
-        calibration=mapping(document["calibration"]),
+        calibration=_calibration(document["calibration"]),
         plan_digest=text(document["plan_digest"]),
         tools={text(name): _version(version) for name, version in document["tools"].items()},
         opsets={text(domain): count(version) for domain, version in document["opsets"].items()},
@@ -272,6 +273,12 @@ def _parse(document: Any) -> Manifest:
             f" {', '.join(told) or 'none'}"
         )
     return manifest
+
+
+def _calibration(value: Any) -> Mapping[str, Any]:
+    found = mapping(value)
+    many(found.get("seen", []), text)
+    return found
 
 
 def _check(manifest: Manifest) -> None:

@@ -273,6 +273,20 @@ def test_hold_out_shares_no_picture_with_calibration(tmp_path: Path) -> None:
     refuse_overlap(taken, rest)
 
 
+def test_a_record_knows_its_pictures_again(tmp_path: Path) -> None:
+    for index in range(6):
+        write_plain(tmp_path / f"{index % 2}/{index}.png", 10 * index)
+    taken, all_of_them = scan(tmp_path, 2), scan(tmp_path, None)
+    seen = taken.record["seen"]
+    assert isinstance(seen, list)
+    assert [len(digest) for digest in seen] == [16, 16]
+    rest = all_of_them.unseen(seen)
+    assert rest.paths == tuple(path for path in all_of_them.paths if path not in taken.paths)
+    assert set(rest.digests) == set(all_of_them.digests) - set(taken.digests)
+    assert rest.labels == tuple(path.parent.name for path in rest.paths)
+    assert all_of_them.unseen(all_of_them.digests).paths == ()
+
+
 def test_hold_out_takes_what_is_left_evenly(tmp_path: Path) -> None:
     for index in range(20):
         write_plain(tmp_path / f"{index % 2}/{index:03}.png", 10 * index)

@@ -42,6 +42,22 @@ def test_verify_repeats_what_the_build_measured(site: Site, built: Path) -> None
     assert json.loads(result.stdout)["accuracy"] == report_of(built)["accuracy"]
 
 
+def test_verify_leaves_out_what_calibration_saw(site: Site, built: Path, tmp_path: Path) -> None:
+    result = site.vitedge("verify", built / "onnx", "--eval", site.calibration)
+    assert result.exit_code == 2
+    assert "expected images that onnx was not calibrated on, found 36 that it was" in " ".join(result.stderr.split())
+    for folder in (site.calibration, site.evaluation):
+        shutil.copytree(folder, tmp_path / "both" / folder.name)
+    result = site.vitedge("verify", built / "onnx", "--eval", tmp_path / "both", "--json")
+    assert result.exit_code == 0, result.stderr
+    assert "36 of 60 images left out: calibration saw them" in result.stderr
+    fresh, before = json.loads(result.stdout)["accuracy"]["onnx"], report_of(built)["accuracy"]["onnx"]
+    assert fresh["images"] == 24
+    for name, measured in before["outputs"].items():
+        assert fresh["outputs"][name]["sqnr_db"] == measured["sqnr_db"]
+        assert fresh["outputs"][name]["cosine_worst"] == measured["cosine_worst"]
+
+
 def test_verify_fails_by_its_gate(site: Site, built: Path) -> None:
     result = site.vitedge("verify", built / "tflite", "--eval", site.evaluation, "--min-sqnr", "99")
     assert result.exit_code == 1

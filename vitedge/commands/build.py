@@ -235,7 +235,7 @@ class _Site:
                         checkpoint=self.checkpoint,
                         plan=planned.plan,
                         batch=self.request.batch_for(runtime),
-                        calibration=self._record,
+                        calibration=self.calibration.record,
                     )
                     errors[runtime] = export_error(twin, pixels, expected)
                 manifests[runtime] = self._lower(planned, runtime)
@@ -290,13 +290,9 @@ class _Site:
 
     def _lower(self, planned: Planned, runtime: str) -> Manifest:
         with self.console.step(f"Lowering the plan to {runtime}"):
-            manifest = planned.lower(runtime, self.folder / runtime, self._record)
+            manifest = planned.lower(runtime, self.folder / runtime, self.calibration.record)
             load_encoder(self.folder / runtime)  # the runtime accepts it
         return manifest
-
-    @property
-    def _record(self) -> Mapping[str, object]:
-        return {"digest": self.calibration.digest, "images": len(self.calibration.paths)}
 
 
 def _doubts(accuracy: Mapping[str, AccuracyReport], request: BuildRequest) -> tuple[str, ...]:

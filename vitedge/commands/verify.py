@@ -11,7 +11,7 @@ from vitedge.converters.checkpoint import Checkpoint
 from vitedge.converters.source import source_checkpoint
 from vitedge.quantization.accuracy import AccuracyReport, Comparison
 from vitedge.quantization.gates import Gates, check, doubts
-from vitedge.runtimes.errors import ArtifactError
+from vitedge.runtimes.errors import ArtifactError, ImageSetError
 from vitedge.runtimes.instruction_sets import X86
 from vitedge.runtimes.load import load_encoder
 from vitedge.runtimes.manifest import Manifest, artifact_folders, load_manifest
@@ -87,6 +87,7 @@ def verify(artifact: Path, evaluation: Path, *, model: str | None, gates: Gates,
     Raises:
         ArtifactError: No artifact there, or artifacts of different checkpoints.
         CheckpointError: The checkpoint is not there or is another one.
+        ImageSetError: No image there that it was not calibrated on.
     """
     folders = artifact_folders(artifact)
     manifests = {name: load_manifest(folder) for name, folder in folders.items()}
@@ -95,10 +96,7 @@ def verify(artifact: Path, evaluation: Path, *, model: str | None, gates: Gates,
     for name, manifest in manifests.items():
         if manifest.source.digest != first.source.digest or manifest.preprocessing != first.preprocessing:
             raise ArtifactError(f"{folders[name]} and {folders[first.runtime]} are not of one build; verify them apart")
-    with console.bar("Reading evaluation images") as advance:
-        images = scan(evaluation, None, advance)
-    for path, reason in images.skipped:
-        console.warn(f"evaluation image skipped: {path}: {reason}")
+    images = _evaluation_images(evaluation, first, console)
     if checkpoint.origin.random_weights:
         console.warn("random weights: the numbers say how the lowering computes, nothing about a trained model")
     accuracy = judge(checkpoint, folders, images, console)
@@ -107,3 +105,20 @@ def verify(artifact: Path, evaluation: Path, *, model: str | None, gates: Gates,
             console.warn(f"{name}: {doubt}")
     failures = tuple(f"{name}: {failure}" for name, report in accuracy.items() for failure in check(report, gates))
     return VerifyResult(accuracy, manifests, failures)
+
+
+def _evaluation_images(folder: Path, manifest: Manifest, console: Console) -> ImageSet:
+    """The images of a folder but for those that the artifact was calibrated on: accuracy on them would flatter."""
+    with console.bar("Reading evaluation images") as advance:
+        found = scan(folder, None, advance)
+    for path, reason in found.skipped:
+        console.warn(f"evaluation image skipped: {path}: {reason}")
+    images = found.unseen(manifest.calibration.get("seen", ()))
+    if not images.paths:
+        raise ImageSetError(
+            f"{folder}: expected images that {manifest.runtime} was not calibrated on, found {len(found.paths)} that it"
+            " was; accuracy on them would flatter. Take others"
+        )
+    if known := len(found.paths) - len(images.paths):
+        console.warn(f"{known} of {len(found.paths)} images left out: calibration saw them, so they would flatter")
+    return images

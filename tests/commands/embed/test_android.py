@@ -107,7 +107,7 @@ def app(apps: Mapping[str, App], tmp_path: Path) -> App:
 def test_onnx_passes_its_own_tests(apps: Mapping[str, App]) -> None:
     code, output = apps["onnx"].junit("PlainTest", "InferenceTest", "DeviceTest", "AndroidTest", "RefusedTest")
     assert code == 0, output
-    assert "OK (15 tests)" in output
+    assert "OK (18 tests)" in output
     assert "preprocessing: 0 resized values differ; largest error after normalization 0.0e+00" in output
     assert "inference: cosine " in output
 
@@ -115,7 +115,7 @@ def test_onnx_passes_its_own_tests(apps: Mapping[str, App]) -> None:
 def test_tflite_passes_its_own_tests(apps: Mapping[str, App]) -> None:
     code, output = apps["tflite"].junit("PlainTest", "DeviceTest", "AndroidTest", "RefusedTest")
     assert code == 0, output
-    assert "OK (14 tests)" in output
+    assert "OK (17 tests)" in output
     assert "preprocessing: 0 resized values differ; largest error after normalization 0.0e+00" in output
 
 
@@ -236,6 +236,12 @@ def test_gradle_keeps_the_model_uncompressed(runtime: str, extension: str, apps:
     assert (apps[runtime].folder / "model" / f"model.{extension}").is_file()
     assert f'androidResources {{ noCompress += "{extension}" }}' in text
     assert 'assets.srcDir("model")' in text
+
+
+def test_minified_apps_keep_what_native_code_looks_up(apps: Mapping[str, App]) -> None:
+    folder = apps["onnx"].folder
+    assert 'consumerProguardFiles("consumer-rules.pro")' in (folder / "build.gradle.kts").read_text()
+    assert "-keep class ai.onnxruntime.** { *; }" in (folder / "consumer-rules.pro").read_text().splitlines()
 
 
 def test_the_pinned_runtime_is_the_tested_one(apps: Mapping[str, App]) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image, ImageOps
 
 from tests.commands.conftest import CLASSES, Site
 from tests.commands.embed.cases import format_cases, resize_cases
@@ -28,6 +29,7 @@ pytestmark = [needs_swift, needs_npm]
 OURS = Path(__file__).with_name("ios")
 KEPT = Path(__file__).parents[3] / "build" / "swift"
 RUNTIMES = ("onnx", "tflite")
+ORIENTATION = 0x0112  # of EXIF
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ def embedded(site: Site, artifact: Path, project: App, name: str) -> App:
     manifest.write_text(text)
     shutil.copy(OURS / "OurTests.swift", app.folder / "Tests" / "ViTEncoderTests")
     app.exchange.mkdir()
-    for name in ("resize.txt", "formats.txt"):
+    for name in ("resize.txt", "formats.txt", "orientations.txt"):
         (app.exchange / name).touch()
     return app
 
@@ -94,8 +96,10 @@ def apps(site: Site, built: Path, project: App) -> Mapping[str, App]:
         _give_cases(app.exchange)
         code, output = app.test()
         assert code == 0, output
-        assert "Executed 8 tests, with 0 failures" in output
+        assert "Executed 9 tests, with 0 failures" in output
         assert "warning:" not in output
+        assert "preprocessing: 0 resized values differ; largest error after normalization 0.0" in output
+        assert "inference: cosine 0.99" in output
         assert not list(app.swift.home.rglob("deviceid")), "ONNX Runtime reports to Microsoft"
     return found
 
@@ -111,6 +115,16 @@ def _give_cases(exchange: Path) -> None:
         values.tofile(exchange / f"values{index}")
         lines.append(f"values{index} {record.dtype} {record.scale!r} {record.zero_point}\n")
     (exchange / "formats.txt").write_text("".join(lines))
+    lines = []
+    for orientation in (None, *range(1, 9)):
+        image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8))
+        image.getexif()[ORIENTATION] = orientation or 1
+        upright = np.array(ImageOps.exif_transpose(image))
+        upright.tofile(exchange / f"upright{orientation}")
+        stored = bytes([orientation or 0, image.height, image.width]) + image.tobytes()
+        (exchange / f"stored{orientation}").write_bytes(stored)
+        lines.append(f"stored{orientation} {upright.shape[0]} {upright.shape[1]} upright{orientation}\n")
+    (exchange / "orientations.txt").write_text("".join(lines))
 
 
 def check_against_python(app: App) -> None:
@@ -168,7 +182,8 @@ def test_integers_at_the_boundary(site: Site, integers: Path, project: App) -> N
     quantized.write_bytes(bytes([quantized.read_bytes()[0] ^ 1]) + quantized.read_bytes()[1:])
     code, output = app.test()
     assert code == 1
-    assert failures(output) == {"GoldenTests.testQuantization"}
+    assert failures(output) == {"GoldenTests.testPreprocessing"}
+    assert "preprocessing: 0 resized values differ; 1 bytes of the quantized input differ" in output
 
 
 def failures(output: str) -> set[str]:
@@ -183,6 +198,7 @@ def test_damage_fails_the_step_it_is_in(site: Site, built: Path, project: App) -
     (golden / "resized.bin").write_bytes(resized)
     code, output = app.test()
     assert (code, failures(output)) == (1, {"GoldenTests.testPreprocessing"})
+    assert "preprocessing: 1 resized values differ; largest error after normalization 0.0" in output
 
     resized[100] ^= 1
     (golden / "resized.bin").write_bytes(resized)

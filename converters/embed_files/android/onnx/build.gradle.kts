@@ -1,5 +1,5 @@
-// A library module. In the app: include(":vitedge") in settings.gradle.kts, and
-// dependencies { implementation(project(":vitedge")) } beside androidResources { noCompress += "onnx" }.
+// A library module. Copy this folder to vitedge/ in the project, add include(":vitedge") to settings.gradle.kts, and to the
+// app dependencies { implementation(project(":vitedge")) } beside androidResources { noCompress += "onnx" }.
 plugins {
     id("com.android.library") // with a version before 9 add id("org.jetbrains.kotlin.android")
 }
@@ -9,6 +9,7 @@ android {
     compileSdk = 36
     defaultConfig {
         minSdk = 24 // as the runtime asks
+        consumerProguardFiles("consumer-rules.pro") // so that the app may be minified
         testInstrumentationRunner = "androidx.test.runner.AndroidJUnitRunner"
     }
     compileOptions {

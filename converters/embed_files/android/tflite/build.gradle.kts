@@ -1,5 +1,5 @@
-// A library module. In the app: include(":vitedge") in settings.gradle.kts, and
-// dependencies { implementation(project(":vitedge")) } beside androidResources { noCompress += "tflite" }.
+// A library module. Copy this folder to vitedge/ in the project, add include(":vitedge") to settings.gradle.kts, and to the
+// app dependencies { implementation(project(":vitedge")) } beside androidResources { noCompress += "tflite" }.
 plugins {
     id("com.android.library") // with a version before 9 add id("org.jetbrains.kotlin.android")
 }
@@ -8,7 +8,7 @@ android {
     namespace = "vitedge.encoder"
     compileSdk = 36
     defaultConfig {
-        minSdk = 23 // as the runtime asks
+        minSdk = 24 // as the runtime asks
         testInstrumentationRunner = "androidx.test.runner.AndroidJUnitRunner"
     }
     compileOptions {

@@ -55,9 +55,10 @@ final class OurTests: XCTestCase {
         for (name, data) in found { try write(data, name + ".bin") }
     }
 
+    private let rgb: [UInt8] = [1, 2, 3, 255, 128, 64, 9, 8, 7, 0, 254, 100, 50, 60, 70, 33, 44, 55]
+
     /// Colors stay as they are in an RGB space; others are converted, which the stand-in shows by inverting.
-    func testCoreGraphics() throws {
-        let rgb: [UInt8] = [1, 2, 3, 255, 128, 64, 9, 8, 7, 0, 254, 100, 50, 60, 70, 33, 44, 55]
+    func testColors() throws {
         func pixels(_ space: CGColorSpace?) throws -> [UInt8] {
             let image = try RGBImage(CGImage(rgb: rgb, width: 3, height: 2, colorSpace: space))
             XCTAssertEqual([image.height, image.width], [2, 3])
@@ -65,8 +66,29 @@ final class OurTests: XCTestCase {
         }
         XCTAssertEqual(try pixels(CGColorSpace("Display P3", .rgb)), rgb)
         XCTAssertEqual(try pixels(CGColorSpace(name: CGColorSpace.sRGB)), rgb)
-        for other in [CGColorSpace("gray", .monochrome), CGColorSpace("input only", .rgb, supportsOutput: false), nil] {
+        let others = [CGColorSpace("gray", .monochrome), CGColorSpace("input only", .rgb, supportsOutput: false)]
+        for other in others + [CGColorSpace("extended sRGB", .rgb), nil] {
             XCTAssertEqual(try pixels(other), rgb.map { 255 - $0 })
+        }
+    }
+
+    /// Alpha is dropped, as by Python's decoders, but for what multiplying by it lost.
+    func testAlpha() throws {
+        let space = CGColorSpace(name: CGColorSpace.sRGB)
+        let alpha: [UInt8] = [255, 128, 200, 255, 128, 0]
+        let image = try RGBImage(CGImage(rgb: rgb, width: 3, height: 2, colorSpace: space, alpha: alpha))
+        for (index, (found, expected)) in zip(image.pixels, rgb).enumerated() {
+            let lost = alpha[index / 3] == 0 ? Int(expected) : alpha[index / 3] == 255 ? 0 : 1
+            XCTAssertLessThanOrEqual(abs(Int(found) - Int(expected)), lost, "\(index)")
+        }
+    }
+
+    /// A line each: file as the stand-in decodes it, height and width of what it is, file of what it is.
+    func testOrientation() throws {
+        for line in try lines("orientations.txt") {
+            let image = try RGBImage(decoding: read(line[0]))
+            XCTAssertEqual([image.height, image.width], [Int(line[1])!, Int(line[2])!], line[0])
+            XCTAssertEqual(image.pixels, [UInt8](try read(line[3])), line[0])
         }
     }
 
@@ -78,6 +100,9 @@ final class OurTests: XCTestCase {
         XCTAssertEqual(
             message { _ = try RGBImage(pixels: [1, 2, 3], height: 1, width: 2) },
             "expected 1x2 RGB pixels, found 3 values")
+        XCTAssertEqual(
+            message { _ = try RGBImage(decoding: Data([1, 2])) },
+            "expected an image, found 2 bytes that ImageIO cannot decode")
         let expected = 3 * Contract.height * Contract.width * TensorFormat.input.size
         XCTAssertEqual(
             message { _ = try ViTEncoder().run(Data([1, 2])) }, "expected \(expected) bytes, found 2")

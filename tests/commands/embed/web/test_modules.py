@@ -190,3 +190,26 @@ def test_pixels_are_those_of_python(apps: Mapping[str, Path], browser: Browser, 
         see_through.save(tmp_path / "alpha.png")
         assert np.abs(pixels_of(browser, tmp_path / "alpha.png").astype(int) - np.asarray(picture)).max() <= 2
         assert browser.evaluate(f"{decoded(tmp_path / 'alpha.png')}.then((image) => image.transparent)") == 41 * 60
+
+
+def test_conversion_of_colors_is_noticed(apps: Mapping[str, Path], browser: Browser, tmp_path: Path) -> None:
+    """As in Safari, which does not read the option; and in a browser that does not know it."""
+    ask = "import('./decode.js').then((decode) => decode.convertsColors())"
+    golden = "m.loadGolden(new URL('golden/', location)).then(m.testDecoding)"
+    instead = "void (globalThis.createImageBitmap = ((own) => {})(createImageBitmap))"
+    Image.new("RGB", (3, 2)).save(tmp_path / "image.png")
+    with served(apps["onnx"] / "site") as url:
+        browser.open(url)
+        assert browser.evaluate(ask) is False
+        converting = "(file, options) => own(file, {...options, colorSpaceConversion: 'default'})"
+        browser.evaluate(instead.replace("{}", converting))
+        assert browser.evaluate(ask) is True
+        assert browser.evaluate(f"import('./selftest.js').then((m) => {golden})") == {
+            "passed": True,
+            "found": "0 decoded values differ; colors that are not of sRGB are converted by this browser",
+        }
+        browser.evaluate(
+            instead.replace("{}", "(file, options) => own(file, {...options, imageOrientation: 'unknown'})")
+        )
+        with pytest.raises(BrowserError, match="too old: expected Chrome 112, Firefox 111, Safari 16"):
+            browser.evaluate(decoded(tmp_path / "image.png"))

@@ -1,9 +1,19 @@
 // Image files to RGB pixels, as Python's read_image gives them: no color conversion, the EXIF orientation applied, an
-// alpha channel dropped. PNG gives equal pixels; decoders of JPEG may differ by a step or two of 255.
+// alpha channel dropped. PNG gives equal pixels; decoders of JPEG may differ by a step or two of 255. Safari converts
+// colors all the same (its createImageBitmap does not read the option).
 
 import type { Image } from "./preprocess.js";
 
 const STRIP_PIXELS = 1 << 22; // copied at a time: browsers limit the area of a canvas, phones most of all
+
+// A PNG file of one red pixel, in a color space whose red is the green of sRGB.
+const TAGGED_RED =
+  "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAABdmlDQ1BJQ0MgUHJvZmlsZQAAeJx1kTlLA1EUhT+zEDGRFFqIWqSIYqEgCmKp" +
+  "sUgTJMQIRm2SySZkGWYSJNgKNhYBC9HGrfAfaCvYKgiCIohYW7o1Esb7TCBBkje8uR/nvXO5cwZsoZyWNx1zkC+UjEgw4FuJrfpcb7gZwosD" +
+  "Z1wz9flwOETH9f1Al6r3E6pX53ttlzuZMjXo6hae0XSjJCzTENos6Yp3hfu1bDwpfCw8bsiAwjdKT9T5VXGmzp+KjWhkAWyqpy/TwokW1rJG" +
+  "XnhM2J/PlbXGPOpLPKnC8pLUQdnDmEQIEsBHgjIb5CgxIbUgmbX3Tf75FimKR5O3TgVDHBmy4h0XtSxdU1LToqfkyVFRuf/P00xPT9W7ewLg" +
+  "fLGsjxFw7UGtalk/J5ZVOwX7M1wVmv7EPlzuwMBTU/MfgXcbLq6bWlHynP0Sf1WPG/E/yS7blk7D+zn0xqDvDnrW6lk1zjl7hOiW/KJbODiE" +
+  "UbnvXf8Fzt9n7HCHfqwAAAAMSURBVHjaY/jPwAAAAwEBAPcDQUMAAAAASUVORK5CYII=";
 
 export interface Decoded extends Image {
   /** Pixels that are not opaque: a canvas keeps their colors only roughly, so that features differ from Python's. */
@@ -15,7 +25,7 @@ export interface Decoded extends Image {
  *
  * @param file A format that the browser knows: JPEG, PNG, WebP, BMP and others.
  * @param name What error messages call it.
- * @throws Error if it is not an image, or damaged.
+ * @throws Error if it is not an image, or damaged; or if the browser is too old to decode without conversion.
  */
 export async function decodeImage(file: Blob, name: string): Promise<Decoded> {
   let bitmap: ImageBitmap;
@@ -26,6 +36,9 @@ export async function decodeImage(file: Blob, name: string): Promise<Decoded> {
       imageOrientation: "from-image",
     });
   } catch (cause) {
+    if (cause instanceof TypeError) {
+      throw new Error(`this browser is too old: expected Chrome 112, Firefox 111, Safari 16.4 or newer`, { cause });
+    }
     throw new Error(
       `${name}: expected an image, found ${file.size} bytes that this browser cannot decode; choose another file`,
       { cause },
@@ -36,6 +49,13 @@ export async function decodeImage(file: Blob, name: string): Promise<Decoded> {
   } finally {
     bitmap.close();
   }
+}
+
+/** Whether this browser converts colors that are not of sRGB, so that features of such images differ from Python's. */
+export async function convertsColors(): Promise<boolean> {
+  const file = Uint8Array.from(atob(TAGGED_RED), (character) => character.charCodeAt(0));
+  const { data } = await decodeImage(new Blob([file]), "a tagged pixel");
+  return data[0] !== 255 || data[1] !== 0;
 }
 
 function pixelsOf(bitmap: ImageBitmap, name: string): Decoded {

@@ -2,7 +2,7 @@
 // the golden vectors that the step before it should give.
 
 import { contract } from "./contract.js";
-import { decodeImage } from "./decode.js";
+import { convertsColors, decodeImage } from "./decode.js";
 import { fetchBytes, fetchExactly, fetchFloats, fetchLines } from "./files.js";
 import { normalize, resize, type Image, type Input } from "./preprocess.js";
 import type { Outputs } from "./tensor.js";
@@ -57,7 +57,8 @@ export async function testDecoding(golden: Golden): Promise<Step> {
     }
     different += countDifferent(decoded.data, data);
   }
-  return { passed: different === 0, found: `${different} decoded values differ` };
+  const colors = (await convertsColors()) ? "; colors that are not of sRGB are converted by this browser" : "";
+  return { passed: different === 0, found: `${different} decoded values differ${colors}` };
 }
 
 /** Golden pixels give equal resized ones, and those normalized ones to 1e-6. Throws as `testDecoding`. */

@@ -4,6 +4,10 @@ import PackageDescription
 
 let package = Package(
     name: "Apple",
-    products: [.library(name: "Apple", targets: ["CoreGraphics", "CryptoKit"])],
-    targets: [.target(name: "CoreGraphics"), .target(name: "CryptoKit")]
+    products: [.library(name: "Apple", targets: ["CoreGraphics", "CryptoKit", "ImageIO"])],
+    targets: [
+        .target(name: "CoreGraphics"),
+        .target(name: "CryptoKit"),
+        .target(name: "ImageIO", dependencies: ["CoreGraphics"]),
+    ]
 )

@@ -1,5 +1,5 @@
-// Bitmap contexts of four bytes per pixel, the last of which is skipped. An image that is drawn in a color space of
-// another name is marked, by inverting it.
+// Bitmap contexts of four bytes per pixel, the last of which is skipped or holds alpha. An image that is drawn in a color
+// space of another name is marked, by inverting it.
 
 import Foundation
 
@@ -18,9 +18,8 @@ public final class CGColorSpace {
     }
 }
 
-public struct CGImageAlphaInfo {
-    public static let noneSkipLast = CGImageAlphaInfo()
-    public let rawValue: UInt32 = 5
+public enum CGImageAlphaInfo: UInt32 {
+    case none, premultipliedLast, premultipliedFirst, last, first, noneSkipLast, noneSkipFirst, alphaOnly
 }
 
 public final class CGImage {
@@ -28,9 +27,12 @@ public final class CGImage {
     public let height: Int
     public let colorSpace: CGColorSpace?
     let rgb: [UInt8]
+    let alpha: [UInt8]?
 
-    public init(rgb: [UInt8], width: Int, height: Int, colorSpace: CGColorSpace?) {
-        (self.rgb, self.width, self.height, self.colorSpace) = (rgb, width, height, colorSpace)
+    public var alphaInfo: CGImageAlphaInfo { alpha == nil ? .none : .last }
+
+    public init(rgb: [UInt8], width: Int, height: Int, colorSpace: CGColorSpace?, alpha: [UInt8]? = nil) {
+        (self.rgb, self.width, self.height, self.colorSpace, self.alpha) = (rgb, width, height, colorSpace, alpha)
     }
 }
 
@@ -43,19 +45,24 @@ public final class CGContext {
         data: UnsafeMutableRawPointer?, width: Int, height: Int, bitsPerComponent: Int, bytesPerRow: Int,
         space: CGColorSpace, bitmapInfo: UInt32
     ) {
-        guard let data, bitsPerComponent == 8, bytesPerRow == 4 * width, bitmapInfo == 5 else { return nil }
-        guard space.model == .rgb, space.supportsOutput else { return nil }
+        guard let data, bitsPerComponent == 8, bytesPerRow == 4 * width else { return nil }
+        guard [.premultipliedLast, .noneSkipLast].contains(CGImageAlphaInfo(rawValue: bitmapInfo)) else { return nil }
+        guard space.model == .rgb, space.supportsOutput, !space.name.hasPrefix("extended") else { return nil }
         (self.data, self.size, self.space) = (data, (width, height), space)
     }
 
+    /// Over what is there, which is transparent black: colors are multiplied by alpha.
     public func draw(_ image: CGImage, in rectangle: CGRect) {
         precondition(rectangle == CGRect(x: 0, y: 0, width: size.width, height: size.height))
         let converts = image.colorSpace?.name != space.name
         for pixel in 0..<(size.width * size.height) {
+            let alpha = image.alpha?[pixel] ?? 255
             for channel in 0..<3 {
-                let value = image.rgb[3 * pixel + channel]
-                data.storeBytes(of: converts ? 255 - value : value, toByteOffset: 4 * pixel + channel, as: UInt8.self)
+                let value = Int(image.rgb[3 * pixel + channel])
+                let multiplied = UInt8(((converts ? 255 - value : value) * Int(alpha) + 127) / 255)
+                data.storeBytes(of: multiplied, toByteOffset: 4 * pixel + channel, as: UInt8.self)
             }
+            data.storeBytes(of: alpha, toByteOffset: 4 * pixel + 3, as: UInt8.self)
         }
     }
 }
