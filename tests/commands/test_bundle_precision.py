@@ -19,7 +19,7 @@ from vitedge.runtimes.selftest import Check, selftest
 
 MACHINE = describe_machine()
 pytestmark = pytest.mark.skipif(
-    not {"avx512_bf16", "amx_bf16"} & set(MACHINE.isa_flags), reason="needs a CPU that computes in bfloat16"
+    not {"avx512_bf16", "amx_bf16"} & set(MACHINE.isa_flags), reason="this CPU has no bfloat16"
 )
 
 

@@ -43,7 +43,7 @@ def weight_types(model: Path) -> set[int]:
     return {types[node.input[1]] for node in graph.node if node.op_type == "MatMulIntegerToFloat"}
 
 
-@pytest.mark.skipif("avx2" not in describe_machine().isa_flags, reason="ONNX Runtime has those kernels for AVX2 alone")
+@pytest.mark.skipif("avx2" not in describe_machine().isa_flags, reason="this CPU has no AVX2")
 @pytest.mark.parametrize("saturates", [True, False])
 def test_slower_kernels_where_it_would_saturate(
     artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, saturates: bool

@@ -105,17 +105,19 @@ def app(apps: Mapping[str, App], tmp_path: Path) -> App:
 
 
 def test_onnx_passes_its_own_tests(apps: Mapping[str, App]) -> None:
-    code, output = apps["onnx"].junit("PlainTest", "InferenceTest", "DeviceTest", "AndroidTest", "RefusedTest")
+    code, output = apps["onnx"].junit(
+        "PlainTest", "InferenceTest", "DeviceTest", "AndroidTest", "GoldenTest", "RefusedTest"
+    )
     assert code == 0, output
-    assert "OK (18 tests)" in output
+    assert "OK (19 tests)" in output
     assert "preprocessing: 0 resized values differ; largest error after normalization 0.0e+00" in output
     assert "inference: cosine " in output
 
 
 def test_tflite_passes_its_own_tests(apps: Mapping[str, App]) -> None:
-    code, output = apps["tflite"].junit("PlainTest", "DeviceTest", "AndroidTest", "RefusedTest")
+    code, output = apps["tflite"].junit("PlainTest", "DeviceTest", "AndroidTest", "GoldenTest", "RefusedTest")
     assert code == 0, output
-    assert "OK (17 tests)" in output
+    assert "OK (18 tests)" in output
     assert "preprocessing: 0 resized values differ; largest error after normalization 0.0e+00" in output
 
 

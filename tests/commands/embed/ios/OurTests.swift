@@ -108,6 +108,9 @@ final class OurTests: XCTestCase {
             message { _ = try ViTEncoder().run(Data([1, 2])) }, "expected \(expected) bytes, found 2")
         let other = folder.appendingPathComponent("other")
         try FileManager.default.createDirectory(at: other, withIntermediateDirectories: true)
+        try Data().write(to: other.appendingPathComponent("index.txt"))
+        XCTAssertEqual(
+            message { _ = try Golden(folder: other) }, "golden/index.txt: names no image; copy the folder again")
         try Data([1]).write(to: other.appendingPathComponent(Contract.modelFile))
         let said = message { _ = try ViTEncoder(folder: other) }
         XCTAssertTrue(said.hasSuffix("found 4bf5122f3445; truncated or changed in transit"), said)

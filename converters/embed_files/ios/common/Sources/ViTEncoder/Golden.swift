@@ -22,6 +22,7 @@ public struct Golden {
             let pixels = try Data(contentsOf: folder.appendingPathComponent(String(words[2])))
             return try RGBImage(pixels: [UInt8](pixels), height: Int(words[0]) ?? 0, width: Int(words[1]) ?? 0)
         }
+        if images.isEmpty { throw EncoderError.input("golden/index.txt: names no image; copy the folder again") }
     }
 
     /// Resized pixels are equal, and so is what an input of integers holds; normalized floats are to 1e-6.
@@ -62,7 +63,8 @@ public struct Golden {
                 signal += one * one
                 noise += (one - other) * (one - other)
             }
-            worst = min(worst, cosine(reference.prefix(Contract.hidden), found.prefix(Contract.hidden)))
+            let angle = cosine(reference.prefix(Contract.hidden), found.prefix(Contract.hidden))
+            worst = angle.isNaN ? -1 : min(worst, angle)
         }
         let sqnr = 10 * log10(signal / max(noise, 1e-30))
         return Judgement(

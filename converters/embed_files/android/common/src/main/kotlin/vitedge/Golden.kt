@@ -17,12 +17,16 @@ class Judgement(val passed: Boolean, val found: String)
  * Golden vectors.
  *
  * @param open opens a file of the folder golden/ by its path in there: `assets::open`, or a file's `inputStream`.
- * @throws IOException if one is missing, or has another size than the index says.
+ * @throws IOException if one is missing, or has another size than the index says, or that names none.
  */
 class Golden(private val open: (String) -> InputStream) {
     private val images: List<Image> = String(bytes("index.txt")).lines().filter { it.isNotBlank() }.map { line ->
         val (height, width, pixels) = line.split(" ") // a line for each image: height, width, file of pixels, PNG
         Image(bytes(pixels, 3 * height.toInt() * width.toInt()), height.toInt(), width.toInt())
+    }
+
+    init {
+        if (images.isEmpty()) throw IOException("index.txt: names no image; copy the folder again")
     }
 
     /** Resized pixels are equal, and so is what an input of integers holds; normalized floats are to 1e-6. */
