@@ -36,8 +36,9 @@ def unpack(packages: Sequence[str], root: Path, *, architecture: str, release: s
     command = ["apt-get", "-qq", *(f"-o{name}={value}" for name, value in settings.items())]
     run([*command, "update"])
     # Where this machine finds Debian, another release is beside its own.
-    site = run([*command, "indextargets", "--format=$(SITE)", "Origin: Debian", "Label: Debian"]).split()[0]
-    (apt / "sources.list").write_text(f"deb [signed-by={_KEYS}] {site} {release} main\n")
+    sites = run([*command, "indextargets", "--format=$(SITE)", "Origin: Debian", "Label: Debian"]).split()
+    assert sites, "expected Debian among the sources of this machine's apt"
+    (apt / "sources.list").write_text(f"deb [signed-by={_KEYS}] {sites[0]} {release} main\n")
     command += [f"-oDir::Etc::SourceList={apt / 'sources.list'}", "-oDir::Etc::SourceParts=/dev/null"]
     run([*command, "update"])
     run([*command, "install", "--download-only", "--yes", "--no-install-recommends", *packages])

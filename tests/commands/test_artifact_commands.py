@@ -58,6 +58,19 @@ def test_verify_leaves_out_what_calibration_saw(site: Site, built: Path, tmp_pat
         assert fresh["outputs"][name]["cosine_worst"] == measured["cosine_worst"]
 
 
+def test_verify_of_unknown_or_mixed_calibration(site: Site, built: Path, tmp_path: Path) -> None:
+    shutil.copytree(built / "onnx", tmp_path / "onnx")
+    manifest = load_manifest(tmp_path / "onnx")
+    replace(manifest, calibration={"digest": "of an earlier vitedge", "images": 36}).save(tmp_path / "onnx")
+    result = site.vitedge("verify", tmp_path / "onnx", "--eval", site.evaluation)
+    assert result.exit_code == 0, result.stderr
+    assert "onnx: its manifest does not say which images calibrated it" in result.stderr
+    shutil.copytree(built / "tflite", tmp_path / "tflite")
+    result = site.vitedge("verify", tmp_path, "--eval", site.evaluation)
+    assert result.exit_code == 2
+    assert "are not of one build; verify them apart" in " ".join(result.stderr.split())
+
+
 def test_verify_fails_by_its_gate(site: Site, built: Path) -> None:
     result = site.vitedge("verify", built / "tflite", "--eval", site.evaluation, "--min-sqnr", "99")
     assert result.exit_code == 1

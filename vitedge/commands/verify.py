@@ -94,7 +94,8 @@ def verify(artifact: Path, evaluation: Path, *, model: str | None, gates: Gates,
     first = next(iter(manifests.values()))
     checkpoint = source_checkpoint(first, model)
     for name, manifest in manifests.items():
-        if manifest.source.digest != first.source.digest or manifest.preprocessing != first.preprocessing:
+        same = [(one.source.digest, one.preprocessing, one.calibration.get("digest")) for one in (manifest, first)]
+        if same[0] != same[1]:
             raise ArtifactError(f"{folders[name]} and {folders[first.runtime]} are not of one build; verify them apart")
     images = _evaluation_images(evaluation, first, console)
     if checkpoint.origin.random_weights:
@@ -113,6 +114,8 @@ def _evaluation_images(folder: Path, manifest: Manifest, console: Console) -> Im
         found = scan(folder, None, advance)
     for path, reason in found.skipped:
         console.warn(f"evaluation image skipped: {path}: {reason}")
+    if "seen" not in manifest.calibration:
+        console.warn(f"{manifest.runtime}: its manifest does not say which images calibrated it; judge on others")
     images = found.unseen(manifest.calibration.get("seen", ()))
     if not images.paths:
         raise ImageSetError(

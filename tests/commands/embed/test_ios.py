@@ -116,12 +116,12 @@ def _give_cases(exchange: Path) -> None:
         lines.append(f"values{index} {record.dtype} {record.scale!r} {record.zero_point}\n")
     (exchange / "formats.txt").write_text("".join(lines))
     lines = []
-    for orientation in (None, *range(1, 9)):
+    for orientation in (*range(10), 255):  # 255: none; Pillow turns nothing for what is not 1 to 8
         image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8))
-        image.getexif()[ORIENTATION] = orientation or 1
+        image.getexif()[ORIENTATION] = orientation
         upright = np.array(ImageOps.exif_transpose(image))
         upright.tofile(exchange / f"upright{orientation}")
-        stored = bytes([orientation or 0, image.height, image.width]) + image.tobytes()
+        stored = bytes([orientation, image.height, image.width]) + image.tobytes()
         (exchange / f"stored{orientation}").write_bytes(stored)
         lines.append(f"stored{orientation} {upright.shape[0]} {upright.shape[1]} upright{orientation}\n")
     (exchange / "orientations.txt").write_text("".join(lines))

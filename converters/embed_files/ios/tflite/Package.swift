@@ -6,6 +6,7 @@ let package = Package(
     platforms: [.iOS(.v15), .macOS(.v12)],  // as the runtime asks
     products: [.library(name: "ViTEncoder", targets: ["ViTEncoder"])],
     dependencies: [
+        // A branch, as LiteRT's README says: SwiftPM refuses its linker flags in a package that is asked for by version.
         .package(url: "https://github.com/google-ai-edge/LiteRT", branch: "release/2.3.0")
     ],
     targets: [

@@ -100,9 +100,11 @@ final class OurTests: XCTestCase {
         XCTAssertEqual(
             message { _ = try RGBImage(pixels: [1, 2, 3], height: 1, width: 2) },
             "expected 1x2 RGB pixels, found 3 values")
-        XCTAssertEqual(
-            message { _ = try RGBImage(decoding: Data([1, 2])) },
-            "expected an image, found 2 bytes that ImageIO cannot decode")
+        for damaged in [Data([1, 2]), Data([1, 1, 2, 7, 7, 7])] {
+            XCTAssertEqual(
+                message { _ = try RGBImage(decoding: damaged) },
+                "expected an image, found \(damaged.count) bytes that ImageIO cannot decode, or not whole")
+        }
         let expected = 3 * Contract.height * Contract.width * TensorFormat.input.size
         XCTAssertEqual(
             message { _ = try ViTEncoder().run(Data([1, 2])) }, "expected \(expected) bytes, found 2")

@@ -112,14 +112,16 @@ class Encoder {
     return found;
   }
 
-  // From 1.29 on ONNX Runtime tells Microsoft of the app, the machine and the model unless a variable is set before the
-  // first environment of the process is made; on Windows, unless it is told so afterwards.
+  // From 1.29 on, and on Windows always, ONNX Runtime tells Microsoft of the app, the machine and the model. On Windows it is
+  // told not to; elsewhere a variable says so, before the first environment of the process is made.
   void open_environment(const std::string& path) {
-#ifndef _WIN32
-    setenv("ORT_DISABLE_TELEMETRY", "1", /*overwrite=*/0);
-#endif
+#ifdef _WIN32
     check(api_->CreateEnv(ORT_LOGGING_LEVEL_WARNING, "vitedge", out(env_)), path);
     check(api_->DisableTelemetryEvents(env_.get()), path);
+#else
+    setenv("ORT_DISABLE_TELEMETRY", "1", /*overwrite=*/0);
+    check(api_->CreateEnv(ORT_LOGGING_LEVEL_WARNING, "vitedge", out(env_)), path);
+#endif
   }
 
   void check(OrtStatus* status, const std::string& what) const {

@@ -5,7 +5,7 @@ import Foundation
 
 public struct Golden {
     /// Whether a step passed, and what was found.
-    public struct Judgement {
+    public struct Judgement: Sendable {
         public let passed: Bool
         public let found: String
     }

@@ -4,7 +4,7 @@
 import Foundation
 
 /// 8-bit RGB, row by row, without padding.
-public struct RGBImage {
+public struct RGBImage: Sendable {
     public let pixels: [UInt8]
     public let height: Int
     public let width: Int

@@ -1,5 +1,6 @@
 // From image files and decoded images to pixels, as Python's decoders give them: turned upright, without conversion of an
-// RGB color space (a photograph in Display P3 keeps its values), an alpha channel dropped.
+// RGB color space (a photograph in Display P3 keeps its values), an alpha channel dropped. Gray images and palettes are
+// converted to sRGB, which Python does not.
 
 import CoreGraphics
 import Foundation
@@ -9,11 +10,14 @@ extension RGBImage {
     /// The first image of a file (JPEG, PNG, HEIC and others), turned as its EXIF orientation says.
     public init(decoding file: Data) throws {
         guard let source = CGImageSourceCreateWithData(file as CFData, nil),
+            CGImageSourceGetStatusAtIndex(source, 0) == .statusComplete,  // else the rest of it would be blank
             let image = CGImageSourceCreateImageAtIndex(source, 0, nil)
-        else { throw EncoderError.image("expected an image, found \(file.count) bytes that ImageIO cannot decode") }
+        else { throw EncoderError.image("expected an image, found \(file.count) bytes that ImageIO cannot decode, or not whole") }
         let properties = CGImageSourceCopyPropertiesAtIndex(source, 0, nil) as? [String: Any]
-        let number = properties?[kCGImagePropertyOrientation as String] as? UInt32
-        try self.init(image, orientation: number.flatMap(CGImagePropertyOrientation.init(rawValue:)) ?? .up)
+        // EXIF has 1 to 8; the initializer of an enumeration from C takes any number.
+        let number = properties?[kCGImagePropertyOrientation as String] as? UInt32 ?? 1
+        let known = (1...8).contains(number) ? CGImagePropertyOrientation(rawValue: number) : nil
+        try self.init(image, orientation: known ?? .up)
     }
 
     /// A decoded image, turned upright from its orientation, which a `UIImage` keeps apart from its `cgImage`. The color of

@@ -37,7 +37,7 @@ fun mapAsset(assets: AssetManager, name: String = Contract.MODEL_FILE): ByteBuff
 
 /**
  * The pixels of a bitmap, without alpha and without conversion of colors, as Python decodes: a photograph in Display P3
- * keeps its values. Where pixels are not opaque, or have other than 8 bits, Android gives them in sRGB only. Turn it upright
+ * keeps its values. Those of a bitmap with an alpha channel, or of other than 8 bits, Android gives in sRGB only. Turn it upright
  * first: BitmapFactory leaves that to you, while ImageDecoder follows the EXIF orientation.
  */
 fun Bitmap.toImage(): Image {

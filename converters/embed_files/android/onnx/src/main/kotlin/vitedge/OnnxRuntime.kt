@@ -9,5 +9,5 @@ import android.system.Os
  */
 internal val onnxRuntime: OrtEnvironment by lazy {
     if (System.getProperty("java.vm.vendor") == "The Android Project") Os.setenv("ORT_DISABLE_TELEMETRY", "1", false)
-    OrtEnvironment.getEnvironment().apply { setTelemetry(false) }
+    OrtEnvironment.getEnvironment()
 }
