@@ -21,7 +21,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 _MAX_BAD_SHARE = 0.05
 # Fewer images than this leave activation ranges to chance.
 RECOMMENDED_IMAGES = 32
-_RECORDED_LETTERS = 16  # of a digest: 64 bits, as pictures that are alike by chance only matter among thousands
+_RECORDED_LETTERS = 16  # of a digest: 64 bits, which no two of a million pictures share by chance
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,7 @@ def verify(artifact: Path, evaluation: Path, *, model: str | None, gates: Gates,
         console: Shows progress.
 
     Raises:
-        ArtifactError: No artifact there, or artifacts of different checkpoints.
+        ArtifactError: No artifact there, or artifacts of different checkpoints or calibration images.
         CheckpointError: The checkpoint is not there or is another one.
         ImageSetError: No image there that it was not calibrated on.
     """

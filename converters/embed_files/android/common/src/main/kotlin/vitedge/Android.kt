@@ -37,8 +37,8 @@ fun mapAsset(assets: AssetManager, name: String = Contract.MODEL_FILE): ByteBuff
 
 /**
  * The pixels of a bitmap, without alpha and without conversion of colors, as Python decodes: a photograph in Display P3
- * keeps its values. Those of a bitmap with an alpha channel, or of other than 8 bits, Android gives in sRGB only. Turn it upright
- * first: BitmapFactory leaves that to you, while ImageDecoder follows the EXIF orientation.
+ * keeps its values. Those of a bitmap with an alpha channel, or of other than 8 bits, Android gives in sRGB only. Turn it
+ * upright first: BitmapFactory leaves that to you, while ImageDecoder follows the EXIF orientation.
  */
 fun Bitmap.toImage(): Image {
     val hardware = Build.VERSION.SDK_INT >= 26 && config == Bitmap.Config.HARDWARE // whose pixels are not in memory
