@@ -11,7 +11,8 @@ part of the bias.
 
 The plugin turns FakeQuantize into u8 and runs the product in integers. Which product is faster depends on the CPU: on
 those without VNNI (target `avx2`) integer MatMuls fall into a slow generic kernel, while 1×1 convolutions have a fast
-one, so every linear becomes a convolution. Permutes around it cost nothing where they become the convolution's own
+one, so every linear becomes a convolution, of one dimension: two would be as fast, but need two operators more around
+each, and every operator takes time when the IR is loaded. Permutes cost nothing where they become the convolution's own
 layout: tokens are [batch, tokens, hidden] everywhere else (of four dimensions the plugin takes LayerNorm apart, and one
 permute more is real), rounded before the permute, in the same kernel as LayerNorm's weight, and stay in that layout
 between fc1 and fc2. With VNNI or AMX, and in float, MatMul is faster and needs no permutes. What multiplies the input
@@ -144,9 +145,9 @@ class _Graph:
         kind = self.shape.activation
         if not (self.as_convolutions and wide and wide.input and narrow and narrow.input):
             return self.linear(f"{name}.fc2", self.activation(kind, self.linear(f"{name}.fc1", x)))
-        x = self.planes(self.quantized_input(x, *_ends(wide.input), wide.multiplier))
+        x = self.channels_first(self.quantized_input(x, *_ends(wide.input), wide.multiplier))
         x = self.activation(kind, self.pointwise(f"{name}.fc1", x, wide.weight, wide.weight.bias))
-        multiplier = None if narrow.multiplier is None else narrow.multiplier[:, None, None]
+        multiplier = None if narrow.multiplier is None else narrow.multiplier[:, None]
         x = self.quantized_input(x, *_ends(narrow.input), multiplier)
         return self.rows(self.pointwise(f"{name}.fc2", x, narrow.weight, narrow.weight.bias))
 
@@ -191,7 +192,7 @@ class _Graph:
 
     def operand(self, x: Any) -> Any:
         """Rounded tokens as `product` takes them."""
-        return self.planes(x) if self.as_convolutions else x
+        return self.channels_first(x) if self.as_convolutions else x
 
     def product(self, name: str, x: Any, weight: IntegerWeight, bias: NDArray[np.float32] | None) -> Any:
         """An operand times integer weights, plus the bias if one is given; tokens again."""
@@ -201,17 +202,17 @@ class _Graph:
         x = ops.matmul(x, filters, False, True, name=name)
         return x if bias is None else ops.add(x, _constant(bias))
 
-    def planes(self, x: Any) -> Any:
-        """[batch, rows, width] as [batch, width, rows, 1], whose channels-last layout has the values where they are."""
-        return ops.transpose(ops.unsqueeze(x, self.integers(2)), self.integers(0, 3, 1, 2))
+    def channels_first(self, x: Any) -> Any:
+        """[batch, rows, width] as [batch, width, rows], whose channels-last layout has the values where they are."""
+        return ops.transpose(x, self.integers(0, 2, 1))
 
     def rows(self, x: Any) -> Any:
-        """The reverse of `planes`."""
-        return ops.squeeze(ops.transpose(x, self.integers(0, 2, 3, 1)), self.integers(2))
+        """The reverse of `channels_first`."""
+        return ops.transpose(x, self.integers(0, 2, 1))
 
     def pointwise(self, name: str, x: Any, weight: IntegerWeight, bias: NDArray[np.float32] | None) -> Any:
-        """A product as a 1×1 convolution of `planes`."""
-        return self.convolution(name, x, weight.values[:, :, None, None], weight.scale, bias, (1, 1))
+        """A product as a convolution of width 1 over `channels_first`."""
+        return self.convolution(name, x, weight.values[:, :, None], weight.scale, bias, (1,))
 
     def convolution(
         self,
@@ -220,14 +221,17 @@ class _Graph:
         weight: NDArray[np.generic],
         scale: NDArray[np.float32] | None,
         bias: NDArray[np.float32] | None,
-        stride: tuple[int, int],
+        stride: tuple[int, ...],
     ) -> Any:
-        """Convolution without padding, by float weights or, given their scale, int8 ones, plus the bias; NCHW."""
-        filters = _constant(weight)
+        """Convolution of one or two dimensions, without padding, channels first: by float weights or, given their
+        scale, int8 ones, plus the bias.
+        """
+        filters, each = _constant(weight), (1,) * len(stride)
         if scale is not None:
-            filters = ops.multiply(ops.convert(filters, "f32"), _constant(scale[:, None, None, None]))
-        x = ops.convolution(x, filters, list(stride), [0, 0], [0, 0], [1, 1], name=name)
-        return x if bias is None else ops.add(x, _constant(bias[None, :, None, None]))
+            filters = ops.multiply(ops.convert(filters, "f32"), _constant(scale.reshape(-1, 1, *each)))
+        none = [0] * len(stride)
+        x = ops.convolution(x, filters, list(stride), none, none, list(each), name=name)
+        return x if bias is None else ops.add(x, _constant(bias.reshape(1, -1, *each)))
 
     def layernorm(self, name: str, x: Any) -> Any:
         tensors = self.encoder.tensors
