@@ -104,20 +104,38 @@ def test_evaluation_is_the_whole_test_split(evaluation: ImageSet, splits: Splits
     names = {path.relative_to(evaluation.folder).as_posix(): path for path in evaluation.paths}
     assert names.keys() == {f"{label}/{index:04}.png" for index, label in enumerate(labels)}
     for index, (image, label) in enumerate(zip(images, labels, strict=True)):
-        np.testing.assert_array_equal(
-            read_image(names[f"{label}/{index:04}.png"]), np.repeat(image[..., None], 3, axis=2)
-        )
+        assert_same_image(read_image(names[f"{label}/{index:04}.png"]), np.repeat(image[..., None], 3, axis=2))
 
 
 def test_calibration_is_of_the_training_split(calibration: ImageSet, splits: Splits) -> None:
     images, labels, _, _ = splits
-    trained = {(image.tobytes(), str(label)) for image, label in zip(images, labels, strict=True)}
-    shipped = {
-        (np.ascontiguousarray(read_image(path)[..., 0]).tobytes(), label)
-        for path, label in zip(calibration.paths, calibration.labels, strict=True)
-    }
-    assert len(shipped) == CALIBRATION_IMAGES
-    assert shipped <= trained
+    assert len(calibration.paths) == CALIBRATION_IMAGES
+    nearest = set()
+    for path, label in zip(calibration.paths, calibration.labels, strict=True):
+        image = read_image(path)
+        distances = np.abs(images.astype(np.int16) - image[..., 0]).sum((1, 2))
+        index = int(distances.argmin())
+        assert_same_image(image, np.repeat(images[index][..., None], 3, axis=2))
+        assert str(labels[index]) == label
+        nearest.add(index)
+    assert len(nearest) == CALIBRATION_IMAGES
+
+
+def assert_same_image(found: NDArray[np.uint8], expected: NDArray[np.uint8]) -> None:
+    """OpenCV's cubic kernel for one CPU rounds a pixel in a thousand to the other side of its kernel for another."""
+    difference = np.abs(found.astype(np.int16) - expected)
+    assert difference.max() <= 1
+    assert (difference > 0).mean() < 0.01
+
+
+def test_another_image_shows() -> None:
+    """The twin: one level more everywhere, or two in one pixel, is another image."""
+    image = np.zeros((SIDE, SIDE, 3), np.uint8)
+    brighter, spotted = image + np.uint8(1), image.copy()
+    spotted[0, 0] = 2
+    for other in (brighter, spotted):
+        with pytest.raises(AssertionError):
+            assert_same_image(other, image)
 
 
 # How it is made
@@ -216,7 +234,10 @@ def test_the_script_writes_the_folder_and_refuses_a_bad_model(
     assert sorted(path.name for path in (tmp_path / "model").iterdir()) == sorted(
         path.name for path in (DEMO / "model").iterdir()
     )
-    made, shipped = scan(tmp_path / "images/evaluation", None), scan(DEMO / "images/evaluation", None)
-    assert made.digest == shipped.digest
-    assert scan(tmp_path / "images/calibration", None).digest == scan(DEMO / "images/calibration", None).digest
+    for part in ("images/evaluation", "images/calibration"):
+        made, shipped = scan(tmp_path / part, None), scan(DEMO / part, None)
+        assert made.labels == shipped.labels
+        for one, other in zip(made.paths, shipped.paths, strict=True):
+            assert one.relative_to(made.folder) == other.relative_to(shipped.folder)
+            assert_same_image(read_image(one), read_image(other))
     assert load_checkpoint(str(tmp_path / "model")).preprocessing == CONTRACT

@@ -119,10 +119,12 @@ def test_static_recipes_calibrate_on_every_image_and_dynamic_ones_on_none(work: 
 
 
 def test_fidelity_is_that_of_integers(work: Work) -> None:
-    """Within what 8 bits lose; a float model would be far above, a broken one far below."""
+    """Within what 8 bits lose, and NNCF's saturation on CPUs without VNNI (18.6 dB on a Zen 3); a float model would be
+    far above, a broken one far below.
+    """
     for row in work.rows:
         if row.accuracy is not None:
-            assert 20 < row.accuracy.outputs["last_hidden_state"].sqnr_db < 45, row.name
+            assert 15 < row.accuracy.outputs["last_hidden_state"].sqnr_db < 45, row.name
             assert row.accuracy.outputs.keys() == work.checkpoint.encoder.shape.outputs.keys()
 
 
