@@ -107,6 +107,8 @@ static void read_sites(const char *folder)
 
 static void map_answers(const char *folder)
 {
+    if (site_count == 0) // no library of this Python asks, and nothing can be mapped
+        return;
     char path[4096];
     snprintf(path, sizeof path, "%s/answers", folder);
     int file = open(path, O_RDWR);

@@ -64,11 +64,13 @@ def best_of(candidates: Sequence[Candidate], rivals: Sequence[Candidate] = ()) -
     fastest = min(candidates, key=lambda candidate: candidate.latency_ms)
     tied = [candidate for candidate in candidates if not _is_slower(candidate, fastest)]
     exact = [candidate for candidate in tied if candidate.is_fp32]
+    floats = [candidate for candidate in candidates if candidate.is_fp32]
+    faster_than_fp32 = [candidate for candidate in tied if all(_is_slower(other, candidate) for other in floats)]
     if exact:  # not clearly slower than the fastest of all
         chosen = min(exact, key=lambda candidate: candidate.latency_ms)
         reason = "no INT8 artifact is clearly faster"
-    elif len(tied) > 1 and all(candidate.accuracy_db is not None for candidate in tied):
-        chosen = max(tied, key=lambda candidate: (candidate.accuracy_db, -candidate.latency_ms))
+    elif len(faster_than_fp32) > 1 and all(candidate.accuracy_db is not None for candidate in faster_than_fp32):
+        chosen = max(faster_than_fp32, key=lambda candidate: (candidate.accuracy_db, -candidate.latency_ms))
         reason = "the most accurate of those that are as fast within noise"
     else:
         chosen, reason = fastest, "the fastest"

@@ -161,7 +161,7 @@ def _write_texts(ingredients: Ingredients, folder: Path) -> None:
     }
     for name in ("README.md", "LICENSES.md"):
         template = string.Template((_TEMPLATES / name).read_text(encoding="utf-8"))
-        (folder / name).write_text(template.substitute(values), encoding="utf-8")
+        (folder / name).write_text(template.substitute(values), encoding="utf-8", errors="backslashreplace")
 
 
 def _zip(folder: Path, path: Path) -> None:
@@ -170,5 +170,5 @@ def _zip(folder: Path, path: Path) -> None:
             if file.is_file():
                 info = zipfile.ZipInfo(f"bundle/{file.relative_to(folder).as_posix()}", _ZIP_DATE)
                 info.compress_type, info.external_attr = zipfile.ZIP_DEFLATED, 0o644 << 16
-                with file.open("rb") as data, archive.open(info, "w") as entry:
+                with file.open("rb") as data, archive.open(info, "w", force_zip64=True) as entry:
                     shutil.copyfileobj(data, entry)

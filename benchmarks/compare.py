@@ -202,12 +202,15 @@ def _parse(path: Path, document: Any) -> Result:
     for run in runs:
         machine = _machine(run["machine"])
         for name, pair in run["pairs"].items():
-            artifacts.setdefault(name, {}).update(_numbers_of_bench(pair["artifact"], run["threads"], run["batch"]))
+            delegate = str(run.get("delegate", "none"))
+            numbers = _numbers_of_bench(pair["artifact"], run["threads"], run["batch"], delegate)
+            artifacts.setdefault(name, {}).update(numbers)
     return Result(path, machine, artifacts, None if digest is None else str(digest))
 
 
-def _numbers_of_bench(found: Mapping[str, Any], threads: int, batch: int) -> dict[str, Value]:
+def _numbers_of_bench(found: Mapping[str, Any], threads: int, batch: int, delegate: str) -> dict[str, Value]:
     how = "" if (threads, batch) == (1, 1) else f", {threads} threads, batch {batch}"
+    how += "" if delegate == "none" else f", delegate {delegate}"  # another processor, not a slower or faster one
     numbers = {f"latency ms{how}": _value(found["latency_median_ms"], found["latency_interval_ms"])}
     for quantity, key in (
         (f"load ms{how}", "load_ms"),

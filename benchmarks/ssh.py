@@ -74,7 +74,7 @@ def parse_ssh(text: str) -> SshDevice:
         DeviceError: It is not that.
     """
     found = _URL.fullmatch(text)
-    if found is None or int(found["port"] or 22) > 65535:
+    if found is None or not 1 <= int(found["port"] or 22) <= 65535:
         raise DeviceError(f"--device: expected local, ssh://user@host:port or adb:SERIAL, found {text}")
     return SshDevice(found["host"].strip("[]"), found["user"], int(found["port"]) if found["port"] else None)
 

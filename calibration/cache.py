@@ -9,6 +9,7 @@ import json
 import logging
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -55,20 +56,30 @@ def store(key: str, statistics: Mapping[str, InputStatistics]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing_file(path) as new:
             save_file(arrays, new, metadata={"sha256": _digest(arrays)})
-        _make_room(path)
     except (OSError, OutputError, SafetensorError) as error:
         _log.warning("calibration is not cached: %s", error)
+        return
+    try:
+        _make_room(path)
+    except OSError as error:
+        _log.warning("%s: old entries cannot be removed: %s", path.parent, error)
 
 
 def _make_room(newest: Path) -> None:
-    """Removes the oldest entries until all take at most `_MAX_BYTES`; the newest stays in any case."""
-    entries = sorted(newest.parent.glob("*.safetensors"), key=lambda path: path.stat().st_mtime, reverse=True)
+    """Removes the oldest entries until all take at most `_MAX_BYTES`; the newest stays in any case.
+
+    What another build removes meanwhile is gone all the same.
+    """
+    found = []
+    for path in (*newest.parent.glob("*.safetensors"), *newest.parent.glob(".*.safetensors.new-*")):
+        with suppress(FileNotFoundError):
+            found.append((path.stat().st_mtime, path.stat().st_size, path))
     total = newest.stat().st_size
-    for entry in entries:
-        if entry != newest:
-            total += entry.stat().st_size
+    for _, size, path in sorted(found, reverse=True):
+        if path != newest:
+            total += size
             if total > _MAX_BYTES:
-                entry.unlink()
+                path.unlink(missing_ok=True)
 
 
 def _read(path: Path) -> Mapping[str, InputStatistics]:

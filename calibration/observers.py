@@ -65,7 +65,9 @@ class Observer:
         self._seen: dict[str, _Seen] = {}
 
     def __call__(self, name: str, x: torch.Tensor) -> torch.Tensor:
-        self._seen.setdefault(name, _Seen(x.shape[-1])).add(x.reshape(len(x), -1, x.shape[-1]))
+        if name not in self._seen:
+            self._seen[name] = _Seen(x.shape[-1])
+        self._seen[name].add(x.reshape(len(x), -1, x.shape[-1]))
         return self._linear(name, x)
 
     def statistics(self) -> Mapping[str, InputStatistics]:

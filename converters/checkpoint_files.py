@@ -21,6 +21,14 @@ from vitedge.runtimes.errors import CheckpointError
 _ARCHITECTURES = ("ViTModel", "ViTForImageClassification")
 _HUB_FILES = ("config.json", "preprocessor_config.json", "*.safetensors", "*.safetensors.index.json")
 _MAX_JSON_BYTES = 64 << 20
+# Far beyond any ViT, and small enough that nothing made from one of them alone exhausts the machine.
+_LARGEST = {
+    "hidden_size": 1 << 16,
+    "intermediate_size": 1 << 18,
+    "num_attention_heads": 1 << 10,
+    "num_hidden_layers": 512,
+}
+_LARGEST_SIDE = 1 << 14
 
 # Old key names to new ones, applied in order to names without the "vit." prefix.
 _RENAMES = (
@@ -72,7 +80,8 @@ def read_config(folder: Path) -> ViTConfig:
     """The configuration of a ViT; raises `CheckpointError` for any other architecture."""
     document = read_json(folder / "config.json")
     architectures = document.get("architectures") or list(_ARCHITECTURES[:1])
-    if document.get("model_type") != "vit" or not set(architectures) & set(_ARCHITECTURES):
+    known = isinstance(architectures, list) and any(name in _ARCHITECTURES for name in architectures)
+    if document.get("model_type") != "vit" or not known:
         raise CheckpointError(
             f"{folder / 'config.json'}: expected model_type vit and one of {', '.join(_ARCHITECTURES)}, found"
             f" model_type {document.get('model_type')} and {architectures}"
@@ -82,7 +91,33 @@ def read_config(folder: Path) -> ViTConfig:
         config.hidden_act, config.pooler_act  # noqa: B018 - both must exist
     except Exception as error:
         raise CheckpointError(f"{folder / 'config.json'}: not a valid ViT configuration ({error})") from error
+    _check_values(folder / "config.json", config)
     return config
+
+
+def _check_values(path: Path, config: ViTConfig) -> None:
+    """Refuses values that transformers takes, and fails with later or allocates without end."""
+    for name, most in _LARGEST.items():
+        value = getattr(config, name)
+        if not _is_size(value, most):
+            raise CheckpointError(f"{path}: expected {name} to be a number from 1 to {most}, found {value!r}")
+    for name in ("image_size", "patch_size"):
+        value = getattr(config, name)
+        sides = value if isinstance(value, list | tuple) else (value, value)
+        if len(sides) != 2 or not all(_is_size(side, _LARGEST_SIDE) for side in sides):
+            raise CheckpointError(
+                f"{path}: expected {name} to be one or two numbers from 1 to {_LARGEST_SIDE}, found {value!r}"
+            )
+    epsilon = config.layer_norm_eps
+    if not isinstance(epsilon, int | float) or not 0 < epsilon < 1:  # NaN is in no range
+        raise CheckpointError(f"{path}: expected layer_norm_eps between 0 and 1, found {epsilon!r}")
+    classes = sorted(config.id2label)
+    if classes != list(range(len(classes))):
+        raise CheckpointError(f"{path}: expected id2label to number {len(classes)} classes from 0, found {classes[:9]}")
+
+
+def _is_size(value: object, most: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most
 
 
 def read_weights(folder: Path) -> tuple[dict[str, torch.Tensor], "hashlib._Hash"]:

@@ -11,6 +11,7 @@ import json
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,8 @@ from vitedge.runtimes.errors import OutputError, VitedgeError
 REPORT_FILE, REPORT_FORMAT = "report.json", "vitedge-report/1"
 _NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS)
 _PROBE_BYTES = 1 << 20
+_ABANDONED = 24 * 3600  # seconds: no build takes that long
+_MAX_MARK_BYTES = 256 << 20  # a report lists every evaluation image
 
 
 class Mark(NamedTuple):
@@ -50,12 +53,12 @@ def replacing_folder(out: Path, mark: Mark = BUILD) -> Iterator[Path]:
         new.mkdir(parents=True)
         yield new
         _sync(new)
-        if out.exists():
-            out.rename(old)
         try:
+            if out.exists():
+                out.rename(old)
             new.rename(out)
-        except BaseException:
-            if old.exists():
+        except BaseException:  # an interrupt may arrive while either rename returns
+            if old.exists() and not out.exists():
                 old.rename(out)
             raise
     except VitedgeError:
@@ -69,7 +72,8 @@ def replacing_folder(out: Path, mark: Mark = BUILD) -> Iterator[Path]:
         ) from error
     finally:
         shutil.rmtree(new, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+        if out.exists():
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def check_replaceable(out: Path, mark: Mark = BUILD) -> None:
@@ -84,9 +88,10 @@ def check_replaceable(out: Path, mark: Mark = BUILD) -> None:
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     try:
-        found = json.loads((out / mark.file).read_text(encoding="utf-8"))
+        path = out / mark.file
+        found = json.loads(path.read_text(encoding="utf-8")) if path.stat().st_size <= _MAX_MARK_BYTES else None
         ours = isinstance(found, dict) and found.get("format") == mark.format
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         ours = False
     if not ours:
         raise OutputError(
@@ -95,10 +100,14 @@ def check_replaceable(out: Path, mark: Mark = BUILD) -> None:
 
 
 def _recover(out: Path) -> None:
-    """Puts back what a build that was killed between its two renames had set aside."""
-    set_aside = list(out.parent.glob(f".{glob.escape(out.name)}.old-*"))
+    """Puts back what a build that was killed between its two renames had set aside; removes what others left."""
+    name = glob.escape(out.name)
+    set_aside = sorted(out.parent.glob(f".{name}.old-*"), key=lambda folder: folder.stat().st_mtime)
     if set_aside and not out.exists():
-        max(set_aside, key=lambda folder: folder.stat().st_mtime).rename(out)
+        set_aside.pop().rename(out)
+    unfinished = (new for new in out.parent.glob(f".{name}.new-*") if time.time() - new.stat().st_mtime > _ABANDONED)
+    for left in (*set_aside, *unfinished):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def _refused_write(folder: Path) -> OSError | None:

@@ -27,7 +27,8 @@ def write(source: Path, folder: Path) -> None:
         # Fixed: optimized now, as a minimal build cannot; for ARM, so that no layout of x86 kernels is baked in.
         options = ["--optimization_style", "Fixed", "--enable_type_reduction", "--target_platform", "arm"]
         command = [sys.executable, "-m", "onnxruntime.tools.convert_onnx_models_to_ort", *options, str(work)]
-        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        # In the folder of the model: Python would import modules that lie in the current one.
+        result = subprocess.run(command, cwd=work, capture_output=True, text=True, check=False)
         missing = [name for name in (MODEL_FILE, OPERATORS_FILE) if not (work / name).is_file()]
         if result.returncode or missing:
             said = (result.stderr.strip() or result.stdout.strip()).splitlines()

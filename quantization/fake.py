@@ -1,7 +1,7 @@
 """Fake quantization: the integer artifacts' arithmetic, done in float32 PyTorch, to predict them before they are built.
 
-Quantized inputs and weights are integers held in floats, multiplied and summed in float32. Sums of up to 255 · 127 · in
-stay below 2^24 only for short rows, so predictions agree with integer kernels to float rounding, not to the bit.
+Quantized inputs and weights are the reals that their integers stand for, multiplied and summed in float32, so that
+predictions agree with integer kernels to float rounding, not to the bit.
 """
 
 from collections.abc import Mapping

@@ -6,6 +6,7 @@ probe, logistic regression on standardized class tokens. The probe is one head: 
 judges FP32 and INT8 features of the others, as a head that was trained before the encoder was quantized does.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -82,8 +83,9 @@ def measure_drop(metric: str, fp32: Hits, int8: Hits) -> Drop:
 
 
 def label_indices(labels: Sequence[str], model_labels: Sequence[str]) -> NDArray[np.intp] | None:
-    """The classifier's index of each label, by name or as a number; None if some label is neither."""
-    names = {name: index for index, name in enumerate(model_labels)}
+    """The classifier's index of each label, by name or as a number; None if one is neither, or the name of two."""
+    count = Counter(model_labels)
+    names = {name: index for index, name in enumerate(model_labels) if count[name] == 1}
     numbers = {str(index): index for index in range(len(model_labels))}
     table = names if set(labels) <= names.keys() else numbers
     return np.array([table[label] for label in labels]) if labels and set(labels) <= table.keys() else None

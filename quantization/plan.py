@@ -41,6 +41,8 @@ Scores = Literal["int8", "float"]
 # "minimum": they begin at the row's minimum, as the ONNX and OpenVINO lowerings have it.
 RowGrid = Literal["zero-point", "minimum"]
 _ROW_GRIDS: Mapping[str, RowGrid] = MappingProxyType({"onnx": "minimum", "openvino": "minimum", "tflite": "zero-point"})
+# OpenVINO convolves whole images, which have no rows.
+WITHOUT_ROWS: Mapping[str, tuple[str, ...]] = MappingProxyType({"openvino": ("patch_embedding",)})
 
 
 @dataclass(frozen=True)
@@ -327,8 +329,18 @@ class PlanDecisions:
                 )
             try:
                 recipe.check(names)
+                for name in names:
+                    _check_precision(runtime, name, recipe.precision(name))
             except PlanError as error:
                 raise PlanError(f"{self.path}: {runtime} {error}") from error
+
+
+def _check_precision(runtime: str, name: str, precision: Precision) -> None:
+    """Refuses what the runtime's lowering has no form for, before calibration instead of after it."""
+    if runtime == "tflite" and precision == "static":
+        raise PlanError(f'recipe: {name}: TFLite has no fixed input ranges; make it "dynamic" or "float"')
+    if precision == "dynamic" and name in WITHOUT_ROWS.get(runtime, ()):
+        raise PlanError(f'recipe: {name}: its input has no rows there; make it "static" or "float"')
 
 
 def load_decisions(path: Path) -> PlanDecisions:

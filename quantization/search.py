@@ -21,7 +21,7 @@ import numpy as np
 
 from vitedge.quantization.encoder import Encoder
 from vitedge.quantization.fake import fake_quantized_linear
-from vitedge.quantization.plan import Plan, Precision, QuantizedLinear
+from vitedge.quantization.plan import WITHOUT_ROWS, Plan, Precision, QuantizedLinear
 from vitedge.quantization.prediction import Prediction
 from vitedge.runtimes.errors import PlanError
 
@@ -32,8 +32,6 @@ _SENSITIVITY_IMAGES = 8
 CURVE_POINTS = 12
 # They read last_hidden_state and cannot harm it; they stay as they are, and do not count as what is left of INT8.
 HEADS = ("pooler.dense", "classifier")
-# OpenVINO convolves whole images, which have no rows.
-_WITHOUT_ROWS: Mapping[str, tuple[str, ...]] = {"openvino": ("patch_embedding",)}
 
 
 class Predicted(Protocol):
@@ -210,7 +208,7 @@ def search(climb: Climb, budget: Budget, progress: Callable[[str], None] = lambd
 def _integer_rungs(plan: Plan, runtime: str, allow_dynamic: bool) -> Mapping[str, Mapping[Precision, QuantizedLinear]]:
     """Each integer linear as the plan has it and, where a step may lead there, dynamic; by precision."""
     linears, precision = plan.linears(runtime), plan.recipes[runtime].precision
-    able = [name for name in linears if name not in (*HEADS, *_WITHOUT_ROWS.get(runtime, ()))] if allow_dynamic else []
+    able = [name for name in linears if name not in (*HEADS, *WITHOUT_ROWS.get(runtime, ()))] if allow_dynamic else []
     dynamic = _changed(plan, runtime, dict.fromkeys(able, "dynamic")).linears(runtime)
     return {
         name: {precision(name): linear} | ({"dynamic": dynamic[name]} if name in able else {})

@@ -4,14 +4,13 @@ artifacts/<name>/    artifact folders, as a build made them        fp32/<name>/ 
 golden/              golden vectors of these artifacts             vitedge/        the device half of this package
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vitedge.runtimes.errors import ArtifactError
-from vitedge.runtimes.fields import count, mapping, plain_path, text
+from vitedge.runtimes.fields import count, mapping, parse_json, plain_path, text
 from vitedge.runtimes.manifest import FileRecord, damage
 
 FORMAT = "vitedge-bundle/1"
@@ -55,7 +54,7 @@ def load_bundle(folder: Path) -> Bundle:
     path = folder / BUNDLE_FILE
     try:
         size_bytes = path.stat().st_size
-        document = json.loads(path.read_text(encoding="utf-8")) if size_bytes <= _MAX_JSON_BYTES else None
+        document = parse_json(path.read_text(encoding="utf-8")) if size_bytes <= _MAX_JSON_BYTES else None
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ArtifactError(
             f"{folder}: expected a bundle, found no {BUNDLE_FILE}; vitedge bundle OUT --out DIR makes one"

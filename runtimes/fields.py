@@ -1,11 +1,37 @@
-"""Fields of JSON documents that nobody vouches for: each is what it must be, or refused."""
+"""JSON documents that nobody vouches for, and their fields: each is what it must be, or refused."""
 
+import json
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from vitedge.runtimes.errors import ArtifactError
 
 T = TypeVar("T")
+_MAX_COUNT = 1 << 53  # what JSON's numbers hold exactly everywhere
+# Control characters but the line break: terminals obey them.
+_CONTROL = dict.fromkeys((*range(10), *range(11, 32), *range(127, 160)), "\ufffd")
+
+
+def parse_json(document: str) -> Any:
+    """What a JSON text holds. Its numbers are finite: vitedge writes no others, and few tools read them.
+
+    Raises:
+        ValueError: It is no JSON, or holds NaN, an infinity, or a number as large as one.
+        RecursionError: It is nested too deeply.
+    """
+
+    def finite(digits: str) -> float:
+        if not math.isfinite(value := float(digits)):
+            raise ValueError(f"expected a finite number, found {digits}")
+        return value
+
+    return json.loads(document, parse_float=finite, parse_constant=finite)
+
+
+def printable(words: str) -> str:
+    """Text that a terminal shows and does not obey: names and labels may hold escape sequences."""
+    return words.translate(_CONTROL)
 
 
 def many(value: Any, parse: Callable[[Any], T]) -> tuple[T, ...]:
@@ -42,12 +68,12 @@ def text(value: Any) -> str:
 
 
 def count(value: Any) -> int:
-    """A whole number of at least 0.
+    """A whole number of at least 0, and at most 2^53.
 
     Raises:
         ArtifactError: Not one.
     """
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= _MAX_COUNT:
         raise ArtifactError(f"expected a number of at least 0, found {value!r}")
     return value
 

@@ -9,7 +9,6 @@ file). Each step of the way is there on its own, so that a test can tell which s
 integers round otherwise, and no artifact gives equal bytes everywhere.
 """
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitedge.runtimes.errors import ArtifactError
-from vitedge.runtimes.fields import count, many, mapping, plain_path, text
+from vitedge.runtimes.fields import count, many, mapping, parse_json, plain_path, text
 from vitedge.runtimes.instruction_sets import ANY
 from vitedge.runtimes.manifest import FileRecord, damage
 from vitedge.runtimes.preprocess import Preprocessing
@@ -135,7 +134,7 @@ def read_golden(folder: Path) -> Golden:
     try:
         if path.stat().st_size > _MAX_JSON_BYTES:
             raise ArtifactError(f"{path}: expected at most {_MAX_JSON_BYTES} bytes, found {path.stat().st_size}")
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = parse_json(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ArtifactError(
             f"{folder}: expected golden vectors, found no {GOLDEN_FILE}; vitedge build writes them to OUT/golden"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vitedge.runtimes.errors import ArtifactError
-from vitedge.runtimes.fields import count, many, mapping, text
+from vitedge.runtimes.fields import count, many, mapping, parse_json, text
 from vitedge.runtimes.instruction_sets import KINDS, exact_kinds
 from vitedge.runtimes.preprocess import Preprocessing
 from vitedge.runtimes.saturation import Saturation, UnsafeLinear, UnsafePair
@@ -161,7 +161,7 @@ def load_manifest(folder: Path) -> Manifest:
             raise ArtifactError(
                 f"{path}: expected at most {_MAX_MANIFEST_BYTES} bytes, found {path.stat().st_size}; {_ADVICE}"
             )
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = parse_json(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ArtifactError(
             f"{folder}: expected an artifact folder such as OUT/onnx, found no {MANIFEST_FILE} in it"

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitedge.runtimes.encoder import DISTRIBUTIONS, installed_version, is_older
-from vitedge.runtimes.errors import RuntimeMissingError, VitedgeError
+from vitedge.runtimes.errors import ImageError, RuntimeMissingError, VitedgeError
 from vitedge.runtimes.golden import Golden
 from vitedge.runtimes.image import read_image
 from vitedge.runtimes.instruction_sets import ANY, X86
@@ -99,6 +99,8 @@ def _decoding(golden: Golden) -> Check:
             pixels = read_image(golden.folder / image.file)
         except RuntimeMissingError:
             return Check("decoding", None, "skip", "OpenCV is not installed; the pixels are tested as they are")
+        except ImageError as error:
+            return Check("decoding", None, "fail", str(error), "the decoder: this OpenCV was built without PNG")
         if not np.array_equal(pixels, golden.pixels(image)):
             different.append(image.file)
     if different:
@@ -162,6 +164,9 @@ def _inference(
         outputs = load_encoder(folder, threads=threads)(golden.encoder_input())
     except VitedgeError as error:
         return Check("inference", name, "fail", str(error), "the runtime of this device does not load the model")
+    except Exception as error:  # whatever a runtime raises, the other artifacts are to be judged too
+        found = f"{type(error).__name__}: {error}"
+        return Check("inference", name, "fail", found, "the runtime does not run the model here, or lacks memory")
     if broken := [key for key, values in outputs.items() if not np.isfinite(values).all()]:
         found = f"{', '.join(broken)}: NaN or infinity"
         return Check("inference", name, "fail", found, _cause("overflows in a lower precision"))

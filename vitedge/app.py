@@ -13,6 +13,7 @@ import typer
 
 from vitedge import __version__
 from vitedge.runtimes.errors import VitedgeError
+from vitedge.runtimes.fields import printable
 
 app = typer.Typer(
     name="vitedge",
@@ -41,7 +42,7 @@ def errors() -> Iterator[None]:
     try:
         yield
     except VitedgeError as error:
-        typer.secho(f"error: {error}", fg="red", err=True)
+        typer.secho(printable(f"error: {error}"), fg="red", err=True)
         raise typer.Exit(error.exit_code) from error
     except KeyboardInterrupt as error:
         typer.secho("interrupted; what was there before is unchanged", fg="red", err=True)

@@ -90,8 +90,11 @@ def bench(
         if not math.isfinite(seconds):
             raise VitedgeError(f"--seconds: expected a finite number, found {seconds}")
         if device != "local":
-            if torch or vendors or cpus is not None or batch != 1:
-                raise VitedgeError("--device: leave --torch, --vendors, --cpus and --batch out; they are for this host")
+            if torch or vendors or images is not None or model is not None or cpus is not None or batch != 1:
+                raise VitedgeError(
+                    "--device: leave --torch, --vendors, --images, --model, --cpus and --batch out;"
+                    " they are for this host"
+                )
             several = counts(threads)
             if len(several) != 1:
                 raise VitedgeError(f"--device: expected one number of threads, found {threads}")
@@ -111,6 +114,8 @@ def bench(
             raise VitedgeError(
                 "--device-python, --no-install, --ssh-config, --benchmark-model and --delegate are for a --device"
             )
+        if (images is not None and not vendors) or (model is not None and not (torch or vendors)):
+            raise VitedgeError("--images is for --vendors, and --model for --torch or --vendors")
         from vitedge import tables
         from vitedge.commands.bench import RivalRequest
         from vitedge.commands.bench import bench as run_bench
@@ -125,9 +130,15 @@ def bench(
             rivals=RivalRequest(torch=torch, vendors=vendors, images=images, model=model),
         )
         if as_json:
-            from vitedge.runtimes.manifest import source_digest
+            from vitedge.runtimes.load import identities
+            from vitedge.runtimes.manifest import artifact_folders, load_manifest, source_digest
 
-            head = {"format": "vitedge-benches/2", "source_digest": source_digest(artifact)}
+            manifests = {name: load_manifest(folder) for name, folder in artifact_folders(artifact).items()}
+            head = {
+                "format": "vitedge-benches/2",
+                "source_digest": source_digest(artifact),
+                "artifacts": identities(manifests),
+            }
             print_json({**head, "runs": [report.to_json() for report in reports]})
         else:
             tables.show(*(tables.bench_table(report) for report in reports))

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console as RichConsole
 from rich.progress import (
@@ -17,6 +18,15 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from vitedge.runtimes.fields import printable
+
+
+class PlainConsole(RichConsole):
+    """A console whose terminal obeys nothing that is in a name, a label or what a device said."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(printable(text), **options)
+
 
 class Console:
     """Progress on stderr. Bars and spinners only where a person is watching (stderr is a terminal). Quiet leaves
@@ -24,8 +34,8 @@ class Console:
     """
 
     def __init__(self, *, quiet: bool = False) -> None:
-        self._rich = RichConsole(stderr=True, quiet=quiet, highlight=False)
-        self._warnings = RichConsole(stderr=True, highlight=False)
+        self._rich = PlainConsole(stderr=True, quiet=quiet, highlight=False)
+        self._warnings = PlainConsole(stderr=True, highlight=False)
         self._watched = self._rich.is_terminal and sys.stderr.isatty()
 
     def note(self, text: str) -> None:

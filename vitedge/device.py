@@ -14,10 +14,10 @@ if sys.version_info < (3, 11):  # noqa: UP036 - a device may have any, and what 
 
 import argparse
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -26,8 +26,9 @@ from vitedge.benchmarks.measure import measure_all
 from vitedge.runtimes.bundle import Bundle, load_bundle
 from vitedge.runtimes.encoder import DISTRIBUTIONS, installed_version
 from vitedge.runtimes.errors import ArtifactError, RuntimeMissingError, VitedgeError
+from vitedge.runtimes.fields import printable
 from vitedge.runtimes.golden import GOLDEN_FOLDER, read_golden
-from vitedge.runtimes.load import load_encoder
+from vitedge.runtimes.load import identities, load_encoder
 from vitedge.runtimes.manifest import Manifest, load_manifest
 from vitedge.runtimes.selftest import Check, judge_files, lines, passed, selftest
 
@@ -42,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
         bundle = load_bundle(options.bundle)
         return int(options.command(bundle, options))
     except VitedgeError as error:
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(printable(f"error: {error}\n"))
         return error.exit_code
 
 
@@ -60,12 +61,12 @@ def _selftest(bundle: Bundle, options: argparse.Namespace) -> int:
             "passed": passed(checks),
             "machine": machine.to_json(),
             "source_digest": _source_digest(artifacts),
-            "artifacts": _identities(artifacts),
+            "artifacts": identities(_manifests(artifacts)),
             "checks": [check.to_json() for check in checks],
         }
         sys.stdout.write(json.dumps(document) + "\n")
     else:
-        sys.stdout.writelines(line + "\n" for line in lines(checks))
+        sys.stdout.writelines(printable(line) + "\n" for line in lines(checks))
         if not passed(checks) and all(check.status != "fail" for check in checks):
             sys.stdout.write("no runtime is installed here: pip install -r requirements.txt\n")
     return 0 if passed(checks) else 1
@@ -83,7 +84,7 @@ def _run(bundle: Bundle, options: argparse.Namespace) -> int:
         else:
             feature = outputs["last_hidden_state"][index, 0]
             said = f"norm {np.linalg.norm(feature):.3f}, begins {' '.join(f'{value:.3f}' for value in feature[:4])}"
-        sys.stdout.write(f"{image}  {said}\n")
+        sys.stdout.write(printable(f"{image}  {said}\n"))
     return 0
 
 
@@ -94,14 +95,14 @@ def _bench(bundle: Bundle, options: argparse.Namespace) -> int:
     twins = {name: bundle.folder / path for name, path in bundle.twins.items()}
     report = measure_all(
         {name: (folder, twins.get(name)) for name, (folder, _) in installed.items()},
-        threads=options.threads or 1,
+        threads=1 if options.threads is None else options.threads,
         seconds=options.seconds,
     )
     if options.json:
         document = {
             "format": "vitedge-benches/2",
             "source_digest": _source_digest(installed),
-            "artifacts": _identities(installed),
+            "artifacts": identities(_manifests(installed)),
             "runs": [report.to_json()],
         }
         sys.stdout.write(json.dumps(document) + "\n")
@@ -136,22 +137,25 @@ def _installed(artifacts: Artifacts) -> Artifacts:
     return found
 
 
-def _identities(artifacts: Artifacts) -> Mapping[str, Any]:
-    """What a result is about: SHA-256 of the model files, and the version of the runtime here."""
-    return {
-        name: {
-            "runtime": manifest.runtime,
-            "runtime_version": installed_version(DISTRIBUTIONS[manifest.runtime]),
-            "target": manifest.target,
-            "sha256": {record.name: record.sha256 for record in manifest.files},
-        }
-        for name, (_, manifest) in artifacts.items()
-    }
+def _manifests(artifacts: Artifacts) -> Mapping[str, Manifest]:
+    return {name: manifest for name, (_, manifest) in artifacts.items()}
 
 
 def _source_digest(artifacts: Artifacts) -> str | None:
     """Of the checkpoint; a bundle is of one. None if nothing could be read."""
     return next((manifest.source.digest for _, manifest in artifacts.values()), None)
+
+
+def _threads(word: str) -> int:
+    if (threads := int(word)) < 1:
+        raise argparse.ArgumentTypeError(f"expected at least 1, found {word}")
+    return threads
+
+
+def _seconds(word: str) -> float:
+    if not math.isfinite(seconds := float(word)) or seconds <= 0:
+        raise argparse.ArgumentTypeError(f"expected a finite number above 0, found {word}")
+    return seconds
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -166,13 +170,13 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(command=command)
         sub.add_argument("--bundle", type=Path, default=_HERE, help="default: this one")
         sub.add_argument("--artifact", help="one of the bundle's; default: all, for run the first that is installed")
-        sub.add_argument("--threads", type=int, help="of the runtime")
+        sub.add_argument("--threads", type=_threads, help="of the runtime")
         if name == "run":
             sub.add_argument("images", nargs="+", type=Path)
         else:
             sub.add_argument("--json", action="store_true", help="one JSON document")
         if name == "bench":
-            sub.add_argument("--seconds", type=float, default=8.0, help="for each artifact")
+            sub.add_argument("--seconds", type=_seconds, default=8.0, help="for each artifact")
     return parser
 
 

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console as RichConsole
 from rich.console import Group, RenderableType
 from rich.table import Table
 
+from vitedge.console import PlainConsole
 from vitedge.names import RUNTIME_NAMES, pattern
 from vitedge.runtimes.manifest import Manifest
 from vitedge.runtimes.saturation import Saturation
@@ -20,7 +20,7 @@ _INTERVALS = "± and [ ]: 95 % bootstrap interval over images; p: McNemar's exac
 
 def show(*renderables: RenderableType) -> None:
     """Prints to stdout."""
-    console = RichConsole(highlight=False, markup=False)  # an image may be called [/b].png
+    console = PlainConsole(highlight=False, markup=False)  # an image may be called [/b].png
     if not console.is_terminal:  # a file or a pipe has no width of its own
         console.width = max(console.width, _WIDTH)
     console.print(Group(*renderables))

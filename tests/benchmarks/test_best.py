@@ -43,6 +43,16 @@ def test_among_equals_the_more_accurate_is_the_best() -> None:
     )
 
 
+def test_the_more_accurate_must_beat_fp32_too() -> None:
+    """OpenVINO's INT8 is as fast as ONNX's within noise, but also as its own FP32, which ONNX's clearly beats."""
+    found = report({"onnx": 25.0, "openvino": 30.0}, onnx=pair(9.95, 20), openvino=pair(10.2, 10.5))
+    assert "no clear difference from FP32" in found.verdict("openvino")
+    assert best(found)[:2] == ("onnx", "int8")
+    # The twin: against an FP32 that it beats, it is chosen.
+    found = report({"onnx": 25.0, "openvino": 30.0}, onnx=pair(9.95, 20), openvino=pair(10.2, 20))
+    assert best(found)[:2] == ("openvino", "int8")
+
+
 def test_accuracy_that_is_not_known_decides_nothing() -> None:
     found = report({"onnx": 40.0}, onnx=pair(9.1, 20), openvino=pair(9, 18))
     assert best(found)[:2] == ("openvino", "int8")

@@ -81,6 +81,16 @@ def test_the_oldest_make_room_and_the_newest_stays(
     assert {path.stem for path in folder.iterdir()} == {"huge"}
 
 
+def test_unfinished_files_of_killed_builds_make_room_too(
+    folder: Path, statistics: Mapping[str, InputStatistics], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / ".k.safetensors.new-1234").write_bytes(bytes(10))
+    monkeypatch.setattr(cache, "_MAX_BYTES", 1)
+    cache.store("k", statistics)
+    assert [path.name for path in folder.iterdir()] == ["k.safetensors"]
+
+
 # Damage
 
 

@@ -446,6 +446,10 @@ def test_artifact_of_another_runtime(site: Site, built: Path, tmp_path: Path) ->
         (("--device", "adb:a", "--no-install"), "leave --no-install and --ssh-config out"),
         (("--device", "ssh://a", "--delegate", "gpu"), "leave --benchmark-model and --delegate out; they are for adb"),
         (("--benchmark-model", "x"), "are for a --device"),
+        (("--device", "ssh://a", "--images", "x"), "they are for this host"),
+        (("--device", "ssh://a", "--model", "x"), "they are for this host"),
+        (("--images", "x"), "--images is for --vendors, and --model for --torch or --vendors"),
+        (("--model", "x"), "--images is for --vendors, and --model for --torch or --vendors"),
         (("--device", "adb:a", "--threads", "1,2"), "expected one number of threads"),
     ],
 )

@@ -325,6 +325,7 @@ def test_without_ssh(site: Site, built: Path, server: Host, monkeypatch: pytest.
 @pytest.mark.parametrize(
     "text",
     ["ssh://", "ssh://-oProxyCommand=touch", "ssh://-l@host", "ssh://host/path", "ssh://user:secret@host", "ssh://h:x",
+     "ssh://h:0", "ssh://h:65536",
      "http://host", "host", "ssh://a b", "ssh://$(touch x)", "ssh://host;ls"],
 )  # fmt: skip
 def test_what_is_no_device(text: str) -> None:

@@ -19,7 +19,7 @@ from tests.commands.conftest import Site, contents
 from tests.telemetry import left_behind, watch
 from vitedge.converters.golden import write_with_artifacts
 from vitedge.runtimes.bundle import load_bundle
-from vitedge.runtimes.errors import ArtifactError
+from vitedge.runtimes.errors import ArtifactError, ImageError
 from vitedge.runtimes.golden import GOLDEN_FOLDER, Golden, load_golden, read_golden
 from vitedge.runtimes.instruction_sets import kind_of
 from vitedge.runtimes.load import load_encoder
@@ -199,6 +199,44 @@ def test_nan_and_a_model_that_does_not_load_fail_inference(
     found = selftest(golden, {"onnx": (built / "onnx", manifest)}, kind="arm64")[-1]
     assert (found.status, found.found) == ("fail", "opset 99 is not supported")
     assert found.cause == "the runtime of this device does not load the model"
+
+
+def test_a_step_that_raises_fails_alone(bundled: Path, built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    golden = read_golden(bundled / GOLDEN_FOLDER)
+    artifacts = {name: (built / name, load_manifest(built / name)) for name in ("onnx", "tflite")}
+    load = load_encoder
+
+    def exhausted(folder: Path, **options: Any) -> Any:
+        def run(_: Any) -> Any:
+            raise RuntimeError("Failed to allocate memory for requested buffer of size 3538944")
+
+        return run if folder.name == "onnx" else load(folder, **options)
+
+    def undecodable(path: Path) -> Any:
+        raise ImageError(f"{path}: not an image that OpenCV can read")
+
+    monkeypatch.setattr("vitedge.runtimes.selftest.load_encoder", exhausted)
+    monkeypatch.setattr("vitedge.runtimes.selftest.read_image", undecodable)
+    found = {(check.step, check.artifact): check for check in selftest(golden, artifacts, kind="x86")}
+    assert found["inference", "onnx"].status == "fail"
+    assert found["inference", "onnx"].found.startswith("RuntimeError: Failed to allocate memory")
+    assert found["inference", "tflite"].status == "pass"
+    assert found["decoding", None].status == "fail"
+    assert str(found["decoding", None].cause) == "the decoder: this OpenCV was built without PNG"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("bench", "--seconds", "nan"), "--seconds: expected a finite number above 0, found nan"),
+        (("bench", "--seconds", "0"), "--seconds: expected a finite number above 0, found 0"),
+        (("selftest", "--threads", "0"), "--threads: expected at least 1, found 0"),
+    ],
+)
+def test_options_that_no_device_can_follow(bundled: Path, options: tuple[str, ...], message: str) -> None:
+    result = on_device(bundled, *options, absent=())
+    assert result.returncode == 2
+    assert message in result.stderr
 
 
 def test_another_mean_fails_preprocessing_and_not_inference(copy: Path) -> None:

@@ -131,6 +131,26 @@ def test_latencies_are_compared_for_equal_threads(site: Site, report: Path, tmp_
     assert not [change for change in json.loads(result.stdout)["changes"] if "latency" in change["quantity"]]
 
 
+def test_delegates_are_not_compared_with_each_other(site: Site, report: Path, tmp_path: Path) -> None:
+    """A GPU that is faster than XNNPACK makes no release faster, and the reverse none slower."""
+    run = json.loads(report.read_text())["bench"]
+    digest = json.loads(report.read_text())["source"]["digest"]
+    paths = []
+    for name, delegate in (("cpu", "none"), ("gpu", "gpu")):
+        document = {"format": "vitedge-benches/2", "source_digest": digest, "runs": [run | {"delegate": delegate}]}
+        paths.append(tmp_path / f"{name}.json")
+        paths[-1].write_text(json.dumps(document))
+
+    def compared(*results: Path) -> set[str]:
+        found = json.loads(site.vitedge("compare", *results, "--json").stdout)
+        return {change["quantity"] for change in found["changes"]}
+
+    assert not any("latency" in quantity for quantity in compared(*paths))
+    # The twins: each with itself.
+    assert "latency ms" in compared(paths[0], paths[0])
+    assert "latency ms, delegate gpu" in compared(paths[1], paths[1])
+
+
 def test_a_self_test_that_fails_now_is_a_failure(site: Site, tmp_path: Path) -> None:
     def device(status: str) -> Path:
         checks = [{"step": "inference", "artifact": "onnx", "status": status, "numbers": {}}]

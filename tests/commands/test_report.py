@@ -422,6 +422,8 @@ IMAGES = "report/images.json"
         (put(float("nan"), "artifacts", "onnx", "cosines", 0), IMAGES, "expected a cosine, found nan"),
         (put(99, "artifacts", "onnx", "worst", 0, "image"), IMAGES, "images.json: not readable (ValueError: 99 is not"),
         (put(-1, "artifacts", "onnx", "worst", 0, "fp32", "image"), IMAGES, "not readable (ValueError: -1 is not in"),
+        (put({"cosines": [], "worst": []}, "artifacts", "coreml"), "report/images.json", "images.json: not readable"),
+        (put({"coreml": {}}, "search"), "report.json", "found coreml"),
         (put("x", "format"), "plan.json", "plan.json: expected a plan of format"),
         (put("x", "format"), "onnx/manifest.json", "manifest.json: expected format vitedge-artifact"),
     ],
@@ -439,7 +441,7 @@ def test_damaged_documents(
 def test_lost_thumbnails_and_half_a_report(site: Site, built: Path, tmp_path: Path) -> None:
     build = changed(built, tmp_path, lambda _: None)
     next((build / "report").glob("*.jpg")).unlink()
-    assert "images.json: not readable (FileNotFoundError" in site.vitedge("report", build).stderr
+    assert "images.json: not readable (ValueError: " in site.vitedge("report", build).stderr
     (build / "report.json").write_text('{"format"')
     result = site.vitedge("report", build)
     assert result.exit_code == 2
@@ -452,6 +454,7 @@ def test_lost_thumbnails_and_half_a_report(site: Site, built: Path, tmp_path: Pa
         (put("x", "format"), "expected format vitedge-device/1 or vitedge-selftest/1 or vitedge-benches/2, found x"),
         (put("0" * 64, "selftest", "source_digest"), "about checkpoint 000000000000…, but this build is of"),
         (put({}, "bench", "artifacts", "onnx", "sha256"), "onnx there has other files than this build's"),
+        (without("bench", "artifacts"), "device.json: not readable (KeyError: 'artifacts')"),
         (put({"sha256": {}}, "bench", "artifacts", "coreml"), "coreml there has other files than this build's"),
         (without("selftest", "machine"), "device.json: not readable (KeyError: 'machine'); pass what vitedge bench"),
         (put([], "selftest"), "device.json: not readable (AttributeError"),

@@ -1,6 +1,8 @@
 """Folders that are replaced whole or not at all, and the check that an export computes what PyTorch computes."""
 
 import json
+import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +42,41 @@ def test_failure_leaves_the_old_one(tmp_path: Path, error: type[BaseException]) 
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+@pytest.mark.parametrize("rename", [1, 2])
+def test_interrupt_that_arrives_while_a_rename_returns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rename: int
+) -> None:
+    """Between the two renames the old one is put back; after the second the new one is there, and whole."""
+    with replacing_folder(tmp_path / "out") as new:
+        write_build(new, "first")
+    renamed, calls = Path.rename, []
+
+    def interrupted(self: Path, target: Path) -> Path:
+        done = renamed(self, target)
+        calls.append(target)
+        if len(calls) == rename:
+            raise KeyboardInterrupt
+        return done
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt), replacing_folder(tmp_path / "out") as new:
+        write_build(new, "second")
+    assert mark_of(tmp_path / "out") == ("first", "second")[rename - 1]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_what_killed_builds_left_is_removed(tmp_path: Path) -> None:
+    with replacing_folder(tmp_path / "out") as new:
+        write_build(new, "first")
+    running, killed, aside = (tmp_path / name for name in (".out.new-1", ".out.new-2", ".out.old-3"))
+    for folder in (running, killed, aside):
+        folder.mkdir()
+    os.utime(killed, (time.time() - 2 * 24 * 3600,) * 2)
+    with replacing_folder(tmp_path / "out") as new:
+        write_build(new, "second")
+    assert {path.name for path in tmp_path.iterdir()} == {"out", ".out.new-1"}
+
+
 def test_build_killed_between_its_two_renames_is_recovered(tmp_path: Path) -> None:
     old = tmp_path / ".out.old-4242"
     old.mkdir()
@@ -50,7 +87,7 @@ def test_build_killed_between_its_two_renames_is_recovered(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    "report", [None, "{", "[]", '{"format": "something else"}', json.dumps({"format": [REPORT_FORMAT]})]
+    "report", [None, "{", "[]", "[" * 200_000, '{"format": "something else"}', json.dumps({"format": [REPORT_FORMAT]})]
 )
 def test_folder_that_is_not_ours_is_refused(tmp_path: Path, report: str | None) -> None:
     (tmp_path / "thesis.tex").write_text("x")

@@ -150,6 +150,10 @@ def test_labels_as_names_or_as_numbers() -> None:
     assert label_indices(["3"], names) is None
     assert label_indices(["horse"], names) is None
     assert label_indices([], names) is None
+    twice = ("crane", "dog", "crane")  # as in ImageNet, a bird and a machine
+    assert label_indices(["crane"], twice) is None
+    assert label_indices(["dog"], twice).tolist() == [1]  # type: ignore[union-attr]
+    assert label_indices(["2", "0"], twice).tolist() == [2, 0]  # type: ignore[union-attr]
     assert label_indices(["0"], ()) is None
 
 

@@ -18,6 +18,7 @@ from vitedge.quantization.plan import (
     IntegerWeight,
     ModulePlan,
     Plan,
+    PlanDecisions,
     Recipe,
     StaticInput,
     load_decisions,
@@ -94,6 +95,29 @@ def test_refuses_what_does_not_exist(weights: str, precisions: Any, message: str
 def test_refuses_recipes_that_do_not_fit(precisions: Any, message: str) -> None:
     with pytest.raises(PlanError, match=message):
         Recipe("int8", precisions).check(SHAPE.linears)
+
+
+@pytest.mark.parametrize(
+    ("runtime", "precisions", "message"),
+    [
+        (
+            "tflite",
+            {"*": "static"},
+            'tflite recipe: patch_embedding: TFLite has no fixed input ranges; make it "dynamic"',
+        ),
+        (
+            "openvino",
+            {"*": "dynamic"},
+            'openvino recipe: patch_embedding: its input has no rows there; make it "static"',
+        ),
+    ],
+)
+def test_refuses_what_a_runtime_has_no_form_for(runtime: str, precisions: Any, message: str) -> None:
+    path = Path("plan.json")
+    with pytest.raises(PlanError, match=message):
+        PlanDecisions(path, "c", "avx2", {runtime: Recipe("int8", precisions)}).check("c", SHAPE.linears)
+    fitting = {"*": "dynamic", "patch_embedding": "float"}
+    PlanDecisions(path, "c", "avx2", {runtime: Recipe("int8", fitting)}).check("c", SHAPE.linears)
 
 
 # Resolving recipes and modules

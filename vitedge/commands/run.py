@@ -174,4 +174,5 @@ def _row(image: str, index: int, outputs: Mapping[str, FloatArray], labels: tupl
     logits = outputs["logits"][index].astype(np.float64)
     probabilities = np.exp(logits - logits.max())
     probabilities /= probabilities.sum()
-    return Row(image, tuple((labels[i], float(probabilities[i])) for i in np.argsort(-probabilities)[:_TOP]), None)
+    names = labels or tuple(map(str, range(logits.size)))  # of a checkpoint that named none
+    return Row(image, tuple((names[i], float(probabilities[i])) for i in np.argsort(-probabilities)[:_TOP]), None)

@@ -105,6 +105,8 @@ def page(documents: Documents, devices: Sequence[Device]) -> Page:
     """Puts the page together; whatever is missing in a document is a KeyError, a TypeError or a ValueError."""
     report, manifests, images = documents.report, documents.manifests, documents.images
     per_image = images.artifacts if images else {}
+    if unknown := {*per_image, *report["search"]} - RUNTIME_NAMES.keys():
+        raise ValueError(f"expected artifacts {', '.join(RUNTIME_NAMES)}, found {', '.join(sorted(unknown))}")
     accuracy = {
         name: AccuracyReport.from_json(found, per_image.get(name, PerImage((), ())))
         for name, found in ({} if report["accuracy"] is None else report["accuracy"]).items()

@@ -25,6 +25,7 @@ FORMAT = "vitedge-images/1"
 IMAGES_FOLDER, IMAGES_FILE = "report", "images.json"
 _LONGEST_SIDE = 160
 _JPEG_QUALITY = 80
+_MAX_THUMBNAIL_BYTES = 1 << 20
 _DECIMALS = 8  # cosines near 1 differ in their last digits
 
 
@@ -87,6 +88,12 @@ def _picture(folder: Path, number: int) -> Path:
     return folder / f"{number}.jpg"
 
 
+def _read_picture(path: Path) -> bytes:
+    if not path.is_file() or path.stat().st_size > _MAX_THUMBNAIL_BYTES:
+        raise ValueError(f"{path.name}: expected a picture of at most {_MAX_THUMBNAIL_BYTES} bytes")
+    return path.read_bytes()
+
+
 def _rounded(value: Any) -> Any:
     """A document with every float rounded."""
     if isinstance(value, float):
@@ -99,7 +106,7 @@ def _rounded(value: Any) -> Any:
 def _parse(folder: Path, document: Mapping[str, Any]) -> JudgedImages:
     names = tuple(map(str, document["names"]))
     artifacts = {name: _per_image(entry, len(names)) for name, entry in document["artifacts"].items()}
-    thumbnails = {number: _picture(folder, number).read_bytes() for number in _shown(artifacts)}
+    thumbnails = {number: _read_picture(_picture(folder, number)) for number in _shown(artifacts)}
     return JudgedImages(names, artifacts, thumbnails)
 
 
