@@ -20,6 +20,8 @@ The portable form has standard operators only, for engines without that kernel, 
 
 Residual adds, LayerNorm, softmax, GELU and the two attention MatMuls stay float: the provider has no integer kernels
 for the first four, and the MatMuls are 4 % of the work of ViT-B and feed softmax.
+Its fused kernels for them do not pay: MultiHeadAttention takes the same time, and SkipLayerNormalization, which is
+scalar, more.
 
 The patch embedding is a linear over flattened patches, so that it is the same integer kernel; quantizing before the
 patches are cut out makes the transpose move bytes instead of floats. If the encoder takes uint8 pixels, they are the
