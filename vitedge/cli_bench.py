@@ -147,13 +147,14 @@ def bench(
 def _bench_on_device(artifact: Path, device: Any, threads: int, seconds: float, as_json: bool, quiet: bool) -> None:
     from vitedge.commands.device_bench import bench_on_device
     from vitedge.runtimes.errors import GateFailedError
+    from vitedge.runtimes.fields import printable
 
     console = Console(quiet=quiet)
     result = bench_on_device(artifact, device, threads=threads, seconds=seconds, console=console)
     if as_json:
         print_json(result.to_json())
     else:
-        sys.stdout.writelines(f"{line}\n" for line in result.lines())
+        sys.stdout.writelines(f"{printable(line)}\n" for line in result.lines())
     if result.left is not None:
         console.warn(f"left behind: {result.left}")
     if not result.passed:

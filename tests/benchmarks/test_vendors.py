@@ -19,6 +19,7 @@ from ai_edge_quantizer import quantizer, recipe
 
 from tests.tiny import save_checkpoint, save_images
 from vitedge.benchmarks import vendor_rows, vendors
+from vitedge.benchmarks.machine import describe_machine
 from vitedge.benchmarks.process import worker_command
 from vitedge.benchmarks.vendor_recipes import (
     DEFAULT_RECIPES,
@@ -36,6 +37,7 @@ from vitedge.converters.lower import RUNTIMES
 from vitedge.quantization.accuracy import Comparison
 from vitedge.quantization.encoder import FloatArray
 from vitedge.runtimes.errors import CheckpointError
+from vitedge.runtimes.instruction_sets import X86
 from vitedge.runtimes.manifest import load_manifest
 
 CONSOLE = Console(quiet=True)
@@ -119,12 +121,12 @@ def test_static_recipes_calibrate_on_every_image_and_dynamic_ones_on_none(work: 
 
 
 def test_fidelity_is_that_of_integers(work: Work) -> None:
-    """Within what 8 bits lose, and NNCF's saturation on CPUs without VNNI (18.6 dB on a Zen 3); a float model would be
-    far above, a broken one far below.
-    """
+    """Within what 8 bits lose; a float model would be far above, a broken one far below."""
     for row in work.rows:
         if row.accuracy is not None:
-            assert 15 < row.accuracy.outputs["last_hidden_state"].sqnr_db < 45, row.name
+            # NNCF's saturates without VNNI, to 18.6 dB on a Zen 3.
+            lowest = 15 if row.name.startswith("NNCF") and describe_machine().kind == X86 else 20
+            assert lowest < row.accuracy.outputs["last_hidden_state"].sqnr_db < 45, row.name
             assert row.accuracy.outputs.keys() == work.checkpoint.encoder.shape.outputs.keys()
 
 
