@@ -26,9 +26,10 @@ from vitedge.calibration.images import ImageSet, batches, scan
 from vitedge.converters.checkpoint import Checkpoint, load_checkpoint
 from vitedge.quantization.encoder import Encoder, FloatArray, Linear, float_linear
 from vitedge.quantization.fake import fake_quantized_linear
-from vitedge.quantization.plan import TARGETS, WEIGHT_FORMATS, Plan, QuantizedLinear, Recipe
+from vitedge.quantization.plan import Plan, QuantizedLinear
 from vitedge.quantization.prediction import fidelity, hidden_states
 from vitedge.quantization.quantize import EXPLICIT_STRENGTH, Calibration, make_plan, observe
+from vitedge.quantization.recipe import TARGETS, WEIGHT_FORMATS, Recipe
 from vitedge.quantization.retrieval import Retrieval, compare_retrieval
 from vitedge.runtimes.errors import VitedgeError
 

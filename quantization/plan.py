@@ -1,148 +1,34 @@
 """The quantization plan: every decision about integers, made once, keyed by module name, lowered by all converters.
 
-A plan has two halves. The **recipes** say, for each runtime, in which format weights are kept and how each linear is
-computed; they are short, and made to be read and edited by hand. The **modules** hold what follows from them and from
-the calibration images: integer weights by format, and the range of each input. `Plan.linears(runtime)` resolves the two
-into what a converter lowers; a linear that is absent there is float.
+A plan has two halves. The **recipes** (`recipe.py`) say, for each runtime, in which format weights are kept and how
+each linear is computed. The **modules** hold what follows from them and from the calibration images: integer weights by
+format, and the range of each input. `Plan.linears(runtime)` resolves the two into what a converter lowers; a linear
+that is absent there is float.
 
 On disk a plan is `plan.json` (readable, diffable) beside `plan.safetensors` (the arrays).
 """
 
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
-from fnmatch import fnmatchcase
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from vitedge.quantization.saved_plan import (
-    ARRAYS_FILE,
-    PLAN_FILE,
-    check_checkpoint,
-    digest_of,
-    read_document,
-    unreadable,
-    write,
-)
+from vitedge.quantization.decisions import FORMAT, load_decisions
+from vitedge.quantization.recipe import WEIGHT_FORMATS, Recipe
+from vitedge.quantization.saved_plan import ARRAYS_FILE, PLAN_FILE, digest_of, read_document, unreadable, write
 from vitedge.quantization.scores import ScoreBalance, ScoreGrids
 from vitedge.runtimes.errors import PlanError
 
-FORMAT = "vitedge-plan/5"
-# How a linear is computed: integers under one fixed input range, or under the range of each row (token); or in float.
-Precision = Literal["static", "dynamic", "float"]
-# How attention scores, query · key, are computed: in 8-bit integers under fixed ranges (see `scores.py`), or in float.
-Scores = Literal["int8", "float"]
 # Where the 256 steps of a row lie. "zero-point": over its range and 0, which is one of them, as XNNPACK has it;
 # "minimum": they begin at the row's minimum, as the ONNX and OpenVINO lowerings have it.
 RowGrid = Literal["zero-point", "minimum"]
 _ROW_GRIDS: Mapping[str, RowGrid] = MappingProxyType({"onnx": "minimum", "openvino": "minimum", "tflite": "zero-point"})
-# OpenVINO convolves whole images, which have no rows.
-WITHOUT_ROWS: Mapping[str, tuple[str, ...]] = MappingProxyType({"openvino": ("patch_embedding",)})
-
-
-@dataclass(frozen=True)
-class WeightFormat:
-    """Which integers a weight may hold: magnitudes up to `limit`; if `pair_safe`, also |v + w| ≤ 128 for every two
-    inputs that a kernel may add in 16 bits (see `saturation.py`).
-    """
-
-    limit: int
-    pair_safe: bool = False
-
-
-# int8-pair-safe is what x86 CPUs without VNNI compute exactly, and nearly as accurate as all 8 bits.
-WEIGHT_FORMATS: Mapping[str, WeightFormat] = MappingProxyType(
-    {"int8": WeightFormat(127), "int8-pair-safe": WeightFormat(127, pair_safe=True), "int7": WeightFormat(64)}
-)
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How one runtime computes the linears.
-
-    Attributes:
-        weights: A key of `WEIGHT_FORMATS`.
-        precisions: `Precision` by module name or pattern (`layers.*.mlp.fc2`); the last one that matches counts.
-        scores: How layers whose qkv is integer compute attention scores; int8 is for OpenVINO on CPUs with VNNI.
-    """
-
-    weights: str
-    precisions: Mapping[str, Precision]
-    scores: Scores = "float"
-
-    def __post_init__(self) -> None:
-        if self.scores not in get_args(Scores):
-            raise PlanError(f"recipe: expected scores to be one of {', '.join(get_args(Scores))}, found {self.scores}")
-        if self.weights not in WEIGHT_FORMATS:
-            raise PlanError(f"recipe: expected weights to be one of {', '.join(WEIGHT_FORMATS)}, found {self.weights}")
-        for pattern, precision in self.precisions.items():
-            if precision not in get_args(Precision):
-                expected = ", ".join(get_args(Precision))
-                raise PlanError(f"recipe: {pattern}: expected one of {expected}, found {precision}")
-
-    def precision(self, name: str) -> Precision:
-        """That of a linear.
-
-        Raises:
-            PlanError: No pattern matches it.
-        """
-        found = [precision for pattern, precision in self.precisions.items() if fnmatchcase(name, pattern)]
-        if not found:
-            raise PlanError(f'recipe: nothing matches {name}; begin with a pattern for all, such as "*": "static"')
-        return found[-1]
-
-    def check(self, names: Iterable[str]) -> None:
-        """Refuses a recipe that does not fit an encoder's linears.
-
-        Raises:
-            PlanError: A pattern matches no linear, or a linear no pattern.
-        """
-        names = tuple(names)
-        for pattern in self.precisions:
-            if not any(fnmatchcase(name, pattern) for name in names):
-                raise PlanError(
-                    f"recipe: {pattern} matches no linear of this encoder; it has {', '.join(names[:6])}, …"
-                )
-        for name in names:
-            self.precision(name)
-
-    def with_precisions(self, changed: Mapping[str, Precision]) -> "Recipe":
-        """The same recipe with some linears decided anew; they come last, so that they count."""
-        kept = {pattern: precision for pattern, precision in self.precisions.items() if pattern not in changed}
-        return replace(self, precisions={**kept, **changed})
-
-
-# The input of fc2 comes out of GELU, which smoothing cannot be folded through; a range per row costs 2 % of the time
-# in ONNX Runtime and in OpenVINO's MatMul, and gains several dB. In front of OpenVINO's 1×1 convolution it costs 15 %.
-_STATIC: Mapping[str, Precision] = MappingProxyType({"*": "static"})
-_ROWS_FOR_FC2: Mapping[str, Precision] = MappingProxyType({"*": "static", "layers.*.mlp.fc2": "dynamic"})
-_DYNAMIC: Mapping[str, Precision] = MappingProxyType({"*": "dynamic"})
-# XNNPACK, which runs TFLite, quantizes rows at run time and widens before it adds: all 8 bits are safe everywhere.
-_TFLITE = Recipe("int8", _DYNAMIC)
-TARGETS: Mapping[str, Mapping[str, Recipe]] = MappingProxyType(
-    {
-        "avx2": {
-            "onnx": Recipe("int8-pair-safe", _ROWS_FOR_FC2),
-            "openvino": Recipe("int8-pair-safe", _STATIC),
-            "tflite": _TFLITE,
-        },
-        "vnni": {
-            "onnx": Recipe("int8", _ROWS_FOR_FC2),
-            "openvino": Recipe("int8", _ROWS_FOR_FC2, scores="int8"),
-            "tflite": _TFLITE,
-        },
-        "arm64": {
-            "onnx": Recipe("int8", _ROWS_FOR_FC2),
-            "openvino": Recipe("int8", _ROWS_FOR_FC2),
-            "tflite": _TFLITE,
-        },
-    }
-)
 
 
 @dataclass(frozen=True)
@@ -296,71 +182,6 @@ class Plan:
                     for part, array in vars(weight).items():
                         arrays[f"{name}/{kind}/{weight_format}/{part}"] = np.ascontiguousarray(array)
         return arrays
-
-
-@dataclass(frozen=True)
-class PlanDecisions:
-    """The half of a plan that people edit. The other half follows from it and the calibration images."""
-
-    path: Path
-    checkpoint_digest: str
-    target: str
-    recipes: Mapping[str, Recipe]
-
-    def __post_init__(self) -> None:
-        if self.target not in TARGETS:
-            raise PlanError(f"target: expected one of {', '.join(TARGETS)}, found {self.target}")
-        if unknown := [runtime for runtime in self.recipes if runtime not in TARGETS[self.target]]:
-            raise PlanError(f"recipes: expected some of {', '.join(TARGETS[self.target])}, found {', '.join(unknown)}")
-
-    def check(self, checkpoint_digest: str, linears: Iterable[str]) -> None:
-        """Refuses a plan of another checkpoint, and one that does not fit its linears.
-
-        Raises:
-            PlanError: It is one.
-        """
-        check_checkpoint(self.path, self.checkpoint_digest, checkpoint_digest)
-        names = tuple(linears)
-        for runtime, recipe in self.recipes.items():
-            if recipe.scores == "int8" and TARGETS[self.target][runtime].scores != "int8":
-                raise PlanError(
-                    f"{self.path}: {runtime}: int8 scores are for OpenVINO with target vnni, found target"
-                    f' {self.target}; make them "float"'
-                )
-            try:
-                recipe.check(names)
-                for name in names:
-                    _check_precision(runtime, name, recipe.precision(name))
-            except PlanError as error:
-                raise PlanError(f"{self.path}: {runtime} {error}") from error
-
-
-def _check_precision(runtime: str, name: str, precision: Precision) -> None:
-    """Refuses what the runtime's lowering has no form for, before calibration instead of after it."""
-    if runtime == "tflite" and precision == "static":
-        raise PlanError(f'recipe: {name}: TFLite has no fixed input ranges; make it "dynamic" or "float"')
-    if precision == "dynamic" and name in WITHOUT_ROWS.get(runtime, ()):
-        raise PlanError(f'recipe: {name}: its input has no rows there; make it "static" or "float"')
-
-
-def load_decisions(path: Path) -> PlanDecisions:
-    """Reads the decisions of a `plan.json`, as `Plan.save` wrote it or edited since; a build's folder will do.
-
-    Raises:
-        PlanError: No such file, not a plan, or a decision that does not exist.
-    """
-    path = path / PLAN_FILE if path.is_dir() else path
-    document = read_document(path, FORMAT)
-    try:
-        recipes = {
-            runtime: Recipe(entry["weights"], entry["precisions"], entry["scores"])
-            for runtime, entry in document["recipes"].items()
-        }
-        return PlanDecisions(path, str(document["checkpoint_digest"]), str(document["target"]), recipes)
-    except PlanError as error:
-        raise PlanError(f"{path}: {error}") from error
-    except (KeyError, TypeError, AttributeError) as error:
-        raise unreadable(path, error) from error
 
 
 def load_plan(folder: Path) -> Plan:

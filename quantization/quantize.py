@@ -17,9 +17,10 @@ from vitedge.calibration.observers import InputStatistics, Observer
 from vitedge.quantization.centering import center, channel_centers
 from vitedge.quantization.encoder import Encoder, FloatArray, float_linear, forward
 from vitedge.quantization.fake import fake_quantized_linear
-from vitedge.quantization.plan import WEIGHT_FORMATS, IntegerWeight, ModulePlan, Plan, Recipe, StaticInput, WeightFormat
+from vitedge.quantization.plan import IntegerWeight, ModulePlan, Plan, StaticInput
 from vitedge.quantization.prediction import Prediction
 from vitedge.quantization.ranges import HistogramObserver, RangeMethod, best_input, covering_input
+from vitedge.quantization.recipe import WEIGHT_FORMATS, Recipe, WeightFormat
 from vitedge.quantization.rounding import factorize, round_weights
 from vitedge.quantization.saturation import pairings
 from vitedge.quantization.scores import (

@@ -32,7 +32,8 @@ import torch
 
 from vitedge.calibration.observers import InputStatistics
 from vitedge.quantization.encoder import FloatArray
-from vitedge.quantization.plan import WEIGHT_FORMATS, IntegerWeight, WeightFormat
+from vitedge.quantization.plan import IntegerWeight
+from vitedge.quantization.recipe import WEIGHT_FORMATS, WeightFormat
 from vitedge.quantization.saturation import PAIR_SUM_LIMIT
 
 _BLOCK = 128

@@ -34,7 +34,7 @@ def digest_of(document: object, arrays: Mapping[str, NDArray[np.generic]]) -> st
     """SHA-256 of both halves of a plan."""
     sha = hashlib.sha256(json.dumps(document, sort_keys=True).encode())
     for name, array in sorted(arrays.items()):
-        sha.update(name.encode() + array.tobytes())
+        sha.update(f"{name} {array.dtype} {array.shape} ".encode() + array.tobytes())
     return sha.hexdigest()
 
 

@@ -21,8 +21,9 @@ import numpy as np
 
 from vitedge.quantization.encoder import Encoder
 from vitedge.quantization.fake import fake_quantized_linear
-from vitedge.quantization.plan import WITHOUT_ROWS, Plan, Precision, QuantizedLinear
+from vitedge.quantization.plan import Plan, QuantizedLinear
 from vitedge.quantization.prediction import Prediction
+from vitedge.quantization.recipe import WITHOUT_ROWS, Precision
 from vitedge.runtimes.errors import PlanError
 
 # Calibration images flatter, as the weights were rounded on them: by 0.0 to 0.9 dB on vit-s14-real.

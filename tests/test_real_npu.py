@@ -20,7 +20,7 @@ from vitedge.quantization.integer_fake import predict
 from vitedge.quantization.integer_float import Observation, observe
 from vitedge.quantization.integer_grid import IntegerPrecision
 from vitedge.quantization.integer_operations import IntegerEncoder, round_linears
-from vitedge.quantization.plan import WEIGHT_FORMATS
+from vitedge.quantization.recipe import WEIGHT_FORMATS
 from vitedge.quantization.rounding import factorize, round_weights
 
 CALIBRATION, EVALUATION = 32, 12

@@ -15,8 +15,9 @@ from transformers import ViTConfig, ViTForImageClassification, ViTModel
 
 from vitedge.converters.checkpoint import Checkpoint
 from vitedge.quantization.encoder import Encoder, EncoderShape, FloatArray
-from vitedge.quantization.plan import TARGETS, Plan, Recipe
+from vitedge.quantization.plan import Plan
 from vitedge.quantization.quantize import Calibration, make_plan, observe
+from vitedge.quantization.recipe import TARGETS, Recipe
 
 SHARED = Path(__file__).parents[2] / "shared"
 needs_shared = pytest.mark.skipif(

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from vitedge.names import pattern
 from vitedge.quantization.integer_search import IntegerSearchResult
-from vitedge.quantization.plan import Precision
+from vitedge.quantization.recipe import Precision
 from vitedge.quantization.search import SearchResult
 
 _MARKERS: Mapping[Precision, str] = {"static": "o", "dynamic": "|"}

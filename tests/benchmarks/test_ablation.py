@@ -7,7 +7,7 @@ import pytest
 
 from tests.tiny import save_checkpoint, save_images
 from vitedge.benchmarks.ablation import EXPLICIT_STRENGTHS, STRENGTHS, SUBSETS, main
-from vitedge.quantization.plan import TARGETS, WEIGHT_FORMATS
+from vitedge.quantization.recipe import TARGETS, WEIGHT_FORMATS
 
 
 def test_every_variant_is_a_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,8 +12,8 @@ from tests.tiny import random_pixels, save_checkpoint
 from vitedge.benchmarks.process import BenchmarkError, running, worker_command
 from vitedge.converters.checkpoint import load_checkpoint
 from vitedge.converters.lower import RUNTIMES, lower
-from vitedge.quantization.plan import TARGETS
 from vitedge.quantization.quantize import Calibration, make_plan, observe
+from vitedge.quantization.recipe import TARGETS
 
 LIMIT_SECONDS = 60.0
 

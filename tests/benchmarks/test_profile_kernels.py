@@ -24,7 +24,8 @@ from vitedge.benchmarks.profile import Profile, profile
 from vitedge.converters.checkpoint import Checkpoint, load_checkpoint
 from vitedge.converters.lower import lower
 from vitedge.quantization.encoder import Encoder
-from vitedge.quantization.plan import TARGETS, Plan, Recipe
+from vitedge.quantization.plan import Plan
+from vitedge.quantization.recipe import TARGETS, Recipe
 from vitedge.runtimes.manifest import FileRecord, load_manifest, sha256_of
 
 FLAGS = set(describe_machine().isa_flags)

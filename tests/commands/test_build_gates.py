@@ -7,8 +7,8 @@ import pytest
 from tests.commands.conftest import LINEARS, Site, contents, names, report_of
 from tests.tiny import save_images
 from vitedge.quantization.accuracy import AccuracyReport
+from vitedge.quantization.decisions import load_decisions
 from vitedge.quantization.gates import Gates
-from vitedge.quantization.plan import load_decisions
 from vitedge.runtimes.manifest import RUNTIMES, load_manifest
 
 

@@ -21,8 +21,9 @@ from vitedge.converters import onnx as onnx_lowering
 from vitedge.converters import openvino as openvino_lowering
 from vitedge.quantization.encoder import Encoder, EncoderShape, FloatArray, Linear, float_linear, forward
 from vitedge.quantization.fake import fake_quantized_linear
-from vitedge.quantization.plan import TARGETS, QuantizedLinear, Recipe
+from vitedge.quantization.plan import QuantizedLinear
 from vitedge.quantization.quantize import Calibration, make_plan, observe
+from vitedge.quantization.recipe import TARGETS, Recipe
 from vitedge.quantization.scores import ScoreGrids
 
 VARIANTS = variants()

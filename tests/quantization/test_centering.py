@@ -7,9 +7,9 @@ from tests.tiny import random_encoder, random_pixels
 from vitedge.quantization.centering import center, channel_centers
 from vitedge.quantization.encoder import Encoder, float_linear, forward
 from vitedge.quantization.fake import fake_quantized_linear
-from vitedge.quantization.plan import Recipe
 from vitedge.quantization.prediction import Prediction
 from vitedge.quantization.quantize import Calibration, make_plan, observe
+from vitedge.quantization.recipe import Recipe
 from vitedge.quantization.smoothing import smoothable
 from vitedge.runtimes.errors import PlanError
 

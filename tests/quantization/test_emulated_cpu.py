@@ -25,7 +25,7 @@ from tests.tiny import SHAPE
 from vitedge.benchmarks.machine import describe_machine
 from vitedge.calibration.observers import InputStatistics
 from vitedge.quantization.encoder import FloatArray
-from vitedge.quantization.plan import WEIGHT_FORMATS
+from vitedge.quantization.recipe import WEIGHT_FORMATS
 from vitedge.quantization.rounding import factorize, round_weights
 from vitedge.quantization.saturation import Pairing, certify, pairings
 

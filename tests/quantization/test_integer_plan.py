@@ -10,6 +10,7 @@ import pytest
 
 from tests.quantization.test_integer_program import nearest
 from tests.tiny import SHAPE, random_encoder, random_pixels
+from vitedge.quantization.decisions import load_decisions
 from vitedge.quantization.integer_fake import predict
 from vitedge.quantization.integer_float import observe
 from vitedge.quantization.integer_grid import IntegerPrecision
@@ -20,7 +21,6 @@ from vitedge.quantization.integer_plan import (
     load_integer_plan,
     sixteen_bit,
 )
-from vitedge.quantization.plan import load_decisions
 from vitedge.runtimes.errors import PlanError
 
 TENSORS = ("pixel_values", "patches", "residual", "layers.0.mlp.output", "layers.1.mlp.output", "layernorm.scale")

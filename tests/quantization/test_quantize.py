@@ -12,10 +12,11 @@ from tests.tiny import SHAPE, random_encoder, random_pixels, variants
 from vitedge.quantization import quantize
 from vitedge.quantization.encoder import Encoder, FloatArray, float_linear, forward
 from vitedge.quantization.fake import fake_quantized_linear
-from vitedge.quantization.plan import TARGETS, Plan, QuantizedLinear, Recipe, StaticInput
+from vitedge.quantization.plan import Plan, QuantizedLinear, StaticInput
 from vitedge.quantization.prediction import Prediction
 from vitedge.quantization.quantize import Calibration, apply_rewrites, make_plan, observe
 from vitedge.quantization.ranges import covering_input
+from vitedge.quantization.recipe import TARGETS, Recipe
 from vitedge.quantization.rounding import round_weights
 from vitedge.quantization.saturation import certify, pairings
 from vitedge.quantization.smoothing import smoothable

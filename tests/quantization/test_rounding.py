@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from vitedge.calibration.observers import InputStatistics, Observer
 from vitedge.quantization.encoder import FloatArray
-from vitedge.quantization.plan import WEIGHT_FORMATS, IntegerWeight
+from vitedge.quantization.plan import IntegerWeight
+from vitedge.quantization.recipe import WEIGHT_FORMATS
 from vitedge.quantization.rounding import Factor, best_scale, factorize, gptq, round_to_nearest, round_weights
 from vitedge.quantization.saturation import Pairing, certify
 

@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 
 from tests.tiny import SHAPE, random_encoder, random_pixels, sqnr_db, variants
 from vitedge.converters.artifact import operations_of
+from vitedge.quantization.decisions import load_decisions
 from vitedge.quantization.encoder import Encoder, EncoderShape, FloatArray, float_linear, forward
 from vitedge.quantization.fake import fake_quantized_linear
-from vitedge.quantization.plan import TARGETS, Plan, Recipe, load_decisions, load_plan
+from vitedge.quantization.plan import Plan, load_plan
 from vitedge.quantization.quantize import Calibration, apply_rewrites, make_plan, observe
+from vitedge.quantization.recipe import TARGETS, Recipe
 from vitedge.quantization.scores import (
     ScoreBalance,
     ScoreGrids,

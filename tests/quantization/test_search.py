@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 
 from tests.tiny import SHAPE, random_encoder, random_pixels
 from vitedge.plots import plot_search
+from vitedge.quantization.decisions import load_decisions
 from vitedge.quantization.encoder import Encoder
-from vitedge.quantization.plan import TARGETS, Plan, Recipe, StaticInput, load_decisions
+from vitedge.quantization.plan import Plan, StaticInput
 from vitedge.quantization.prediction import Prediction
 from vitedge.quantization.quantize import Calibration, make_plan, observe
+from vitedge.quantization.recipe import TARGETS, Recipe
 from vitedge.quantization.search import CURVE_POINTS, MARGIN_DB, Budget, SearchResult, _steps, climb, search
 from vitedge.runtimes.errors import PlanError
 

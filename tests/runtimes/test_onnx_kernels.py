@@ -10,7 +10,7 @@ from tests.tiny import planned, random_pixels, save_checkpoint
 from vitedge.benchmarks.machine import describe_machine
 from vitedge.converters.checkpoint import load_checkpoint
 from vitedge.converters.lower import lower
-from vitedge.quantization.plan import TARGETS
+from vitedge.quantization.recipe import TARGETS
 from vitedge.runtimes import onnx as wrapper
 from vitedge.runtimes.instruction_sets import X86
 from vitedge.runtimes.manifest import load_manifest

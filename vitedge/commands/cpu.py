@@ -15,11 +15,13 @@ from vitedge.console import Console
 from vitedge.converters.checkpoint import Checkpoint
 from vitedge.converters.lower import lower
 from vitedge.plots import plot_search
+from vitedge.quantization.decisions import PlanDecisions, load_decisions
 from vitedge.quantization.encoder import Encoder
 from vitedge.quantization.fake import fake_quantized_linear
-from vitedge.quantization.plan import TARGETS, Plan, PlanDecisions, Precision, Recipe, load_decisions
+from vitedge.quantization.plan import Plan
 from vitedge.quantization.prediction import Prediction
 from vitedge.quantization.quantize import STRENGTHS, Calibration, make_plan, observe
+from vitedge.quantization.recipe import TARGETS, Precision, Recipe
 from vitedge.quantization.search import CURVE_POINTS, Budget, Climb, SearchResult, climb, search
 from vitedge.runtimes.errors import PlanError
 from vitedge.runtimes.manifest import Manifest

@@ -23,7 +23,8 @@ from vitedge.quantization.integer_search import (
     Judge,
     search_integers,
 )
-from vitedge.quantization.plan import WEIGHT_FORMATS, IntegerWeight
+from vitedge.quantization.plan import IntegerWeight
+from vitedge.quantization.recipe import WEIGHT_FORMATS
 from vitedge.quantization.rounding import Factor, factorize, round_weights
 from vitedge.quantization.search import Budget
 from vitedge.runtimes.errors import PlanError

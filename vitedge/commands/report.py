@@ -6,7 +6,7 @@ from typing import Any
 
 from vitedge.commands.request import NPU
 from vitedge.converters.folders import REPORT_FILE, REPORT_FORMAT
-from vitedge.quantization.plan import load_decisions
+from vitedge.quantization.decisions import load_decisions
 from vitedge.report.content import Documents, Page, page
 from vitedge.report.devices import read_device
 from vitedge.report.documents import ReportError, read_document

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Literal
 
 from vitedge.quantization.gates import NO_GATES, Gates
-from vitedge.quantization.plan import TARGETS
 from vitedge.quantization.ranges import RangeMethod
+from vitedge.quantization.recipe import TARGETS
 from vitedge.quantization.search import Budget
 from vitedge.runtimes.errors import PlanError
 from vitedge.runtimes.manifest import RUNTIMES

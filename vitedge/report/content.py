@@ -12,7 +12,7 @@ from vitedge.names import RUNTIME_NAMES
 from vitedge.quantization import integer_search, search
 from vitedge.quantization.accuracy import AccuracyReport
 from vitedge.quantization.per_image import PerImage
-from vitedge.quantization.plan import Recipe
+from vitedge.quantization.recipe import Recipe
 from vitedge.report import charts
 from vitedge.report.devices import Device
 from vitedge.report.images import JudgedImages
