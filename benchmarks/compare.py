@@ -7,7 +7,6 @@ or a quantity that only the first result has is a failure: a model that no longe
 difference that lies within both intervals is called noise, whatever the limits.
 """
 
-import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vitedge.runtimes.errors import VitedgeError
+from vitedge.runtimes.fields import parse_json
 
 Verdict = Literal["worse", "better", "same", "noise"]
 _MAX_BYTES = 64 << 20
@@ -93,7 +93,7 @@ def read_result(path: Path) -> Result:
     """
     try:
         size_bytes = path.stat().st_size
-        document = json.loads(path.read_text(encoding="utf-8")) if size_bytes <= _MAX_BYTES else None
+        document = parse_json(path.read_text(encoding="utf-8")) if size_bytes <= _MAX_BYTES else None
     except (OSError, ValueError, RecursionError) as error:
         raise ComparisonError(f"{path}: expected a JSON file of vitedge's ({error})") from error
     if size_bytes > _MAX_BYTES:

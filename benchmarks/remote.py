@@ -20,7 +20,7 @@ from vitedge.benchmarks.devices import DeviceError, DeviceResult, cleaned_up, la
 from vitedge.runtimes.bundle import load_bundle
 from vitedge.runtimes.encoder import DISTRIBUTIONS
 from vitedge.runtimes.errors import ArtifactError
-from vitedge.runtimes.fields import count, many, text
+from vitedge.runtimes.fields import count, many, parse_json, text
 
 _MINIMUM_PYTHON = (3, 11)
 _NO_COMMAND = (126, 127)  # a shell's
@@ -250,8 +250,8 @@ def _reply(remote: Remote, result: subprocess.CompletedProcess[str], what: str, 
     if result.returncode not in allowed:
         raise DeviceError(f"{remote.name}: {what} failed there: {last_line(result)}")
     try:
-        return json.loads(result.stdout)
-    except ValueError as error:
+        return parse_json(result.stdout)
+    except (ValueError, RecursionError) as error:
         raise DeviceError(f"{remote.name}: {what} failed there: {last_line(result)}") from error
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from vitedge.runtimes.errors import PlanError
+from vitedge.runtimes.fields import parse_json
 
 PLAN_FILE, ARRAYS_FILE = "plan.json", "plan.safetensors"
 _MAX_DOCUMENT_BYTES = 16 << 20
@@ -58,7 +59,7 @@ def read_document(path: Path, form: str) -> Mapping[str, Any]:
     try:
         if path.stat().st_size > _MAX_DOCUMENT_BYTES:
             raise PlanError(f"{path}: expected a plan of at most {_MAX_DOCUMENT_BYTES} bytes; build it again")
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise PlanError(f"{path}: no such plan; expected the {PLAN_FILE} of a build") from error
     except (OSError, ValueError, RecursionError) as error:

@@ -62,6 +62,15 @@ def built(site: Site, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.fixture(scope="session")
+def bundled(site: Site, built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("bundle") / "bundle"
+    result = site.vitedge("bundle", built, "--out", out, "--with-fp32")
+    assert result.exit_code == 0, result.stderr
+    assert "onnx, openvino, tflite" in result.stdout
+    return out
+
+
 @pytest.fixture(scope="module")
 def adb_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A server of adb's, and keys, that nobody else uses."""

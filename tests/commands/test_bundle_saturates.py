@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.commands.conftest import Site
-from tests.commands.test_bundle import ABSENT, PROGRAM
+from tests.commands.device_side import ABSENT, PROGRAM
 from vitedge.benchmarks.machine import describe_machine
 from vitedge.runtimes.instruction_sets import X86
 

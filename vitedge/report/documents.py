@@ -1,11 +1,11 @@
 """JSON documents that a page is made of: each is what it must be, or refused."""
 
-import json
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from vitedge.runtimes.errors import VitedgeError
+from vitedge.runtimes.fields import parse_json
 
 T = TypeVar("T")
 _MAX_BYTES = 64 << 20
@@ -29,7 +29,7 @@ def read_document(path: Path, formats: Collection[str], advice: str, parse: Call
     """
     try:
         size_bytes = path.stat().st_size
-        document = json.loads(path.read_text(encoding="utf-8")) if size_bytes <= _MAX_BYTES else None
+        document = parse_json(path.read_text(encoding="utf-8")) if size_bytes <= _MAX_BYTES else None
     except FileNotFoundError as error:
         raise ReportError(f"{path}: no such file; {advice}") from error
     except (OSError, ValueError, RecursionError) as error:
