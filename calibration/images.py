@@ -33,7 +33,7 @@ class ImageSet:
         paths: In a fixed order.
         labels: The first sub-folder of each image if there are at least two, else empty.
         digests: SHA-256 of each image's decoded pixels, so that copies are known by content.
-        skipped: Files that could not be read, and why.
+        skipped: Files that could not be read, or hold the same picture as another, and why.
     """
 
     folder: Path
@@ -140,28 +140,34 @@ def too_few_warning(images: ImageSet) -> str | None:
     if len(images.paths) >= RECOMMENDED_IMAGES:
         return None
     return (
-        f"only {len(images.paths)} calibration images: ranges may be too narrow for other images;"
+        f"only {len(images.paths)} different calibration images: ranges may be too narrow for other images;"
         f" at least {RECOMMENDED_IMAGES} are recommended"
     )
 
 
 def _scan(folder: Path, paths: Sequence[Path], advance: Callable[[int], None]) -> ImageSet:
-    readable, digests, skipped = [], [], []
+    readable, digests, unreadable, copies = [], [], [], []
+    first: dict[str, Path] = {}
     for path in paths:
         try:
             image = read_image(path)
         except ImageError as error:
-            skipped.append((path, str(error).removeprefix(f"{path}: ")))
+            unreadable.append((path, str(error).removeprefix(f"{path}: ")))
         else:
-            readable.append(path)
-            digests.append(hashlib.sha256(f"{image.shape}".encode() + np.ascontiguousarray(image).data).hexdigest())
+            digest = hashlib.sha256(f"{image.shape}".encode() + np.ascontiguousarray(image).data).hexdigest()
+            if (original := first.setdefault(digest, path)) is path:
+                readable.append(path)
+                digests.append(digest)
+            else:  # which would count twice, in ranges and in how sure we are of what was measured
+                copies.append((path, f"the same picture as {original}"))
         advance(1)
-    if len(skipped) > _MAX_BAD_SHARE * len(paths):
-        named = "; ".join(f"{path.name}: {reason}" for path, reason in skipped[:3])
+    if len(unreadable) > _MAX_BAD_SHARE * len(paths):
+        named = "; ".join(f"{path.name}: {reason}" for path, reason in unreadable[:3])
         raise ImageSetError(
-            f"{folder}: {len(skipped)} of {len(paths)} images cannot be read, more than {_MAX_BAD_SHARE:.0%}: {named}"
+            f"{folder}: {len(unreadable)} of {len(paths)} images cannot be read, more than {_MAX_BAD_SHARE:.0%}:"
+            f" {named}"
         )
-    return ImageSet(folder, tuple(readable), _labels(folder, readable), tuple(digests), tuple(skipped))
+    return ImageSet(folder, tuple(readable), _labels(folder, readable), tuple(digests), (*unreadable, *copies))
 
 
 def _labels(folder: Path, paths: Sequence[Path]) -> tuple[str, ...]:

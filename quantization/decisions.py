@@ -1,30 +1,42 @@
 """The decisions in a `plan.json` that may have been edited by hand, checked before anything follows from them."""
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
-from vitedge.quantization.recipe import TARGETS, WITHOUT_ROWS, Precision, Recipe
+from vitedge.quantization.recipe import TARGETS, WITHOUT_ROWS, Precision, RangeMethod, Recipe
 from vitedge.quantization.saved_plan import PLAN_FILE, check_checkpoint, read_document, unreadable
 from vitedge.runtimes.errors import PlanError
 
-FORMAT = "vitedge-plan/5"
+FORMAT = "vitedge-plan/6"
+_KEYS = frozenset({"format", "checkpoint_digest", "target", "smoothing_strength", "ranges", "recipes", "results"})
 
 
 @dataclass(frozen=True)
 class PlanDecisions:
-    """The half of a plan that people edit. The other half (`plan.py`) follows from it and the calibration images."""
+    """The half of a plan that people edit. The other half (`plan.py`) follows from it and the calibration images.
+
+    `strength` is that of smoothing, and `ranges` says how fixed input ranges are chosen.
+    """
 
     path: Path
     checkpoint_digest: str
     target: str
     recipes: Mapping[str, Recipe]
+    strength: float
+    ranges: RangeMethod = "min-max"
 
     def __post_init__(self) -> None:
         if self.target not in TARGETS:
             raise PlanError(f"target: expected one of {', '.join(TARGETS)}, found {self.target}")
         if unknown := [runtime for runtime in self.recipes if runtime not in TARGETS[self.target]]:
             raise PlanError(f"recipes: expected some of {', '.join(TARGETS[self.target])}, found {', '.join(unknown)}")
+        if not (math.isfinite(self.strength) and 0 <= self.strength <= 1):
+            raise PlanError(f"smoothing_strength: expected a number from 0 to 1, found {self.strength}")
+        if self.ranges not in get_args(RangeMethod):
+            raise PlanError(f"ranges: expected {' or '.join(get_args(RangeMethod))}, found {self.ranges}")
 
     def check(self, checkpoint_digest: str, linears: Iterable[str]) -> None:
         """Refuses a plan of another checkpoint, and one that does not fit its linears.
@@ -64,13 +76,22 @@ def load_decisions(path: Path) -> PlanDecisions:
     """
     path = path / PLAN_FILE if path.is_dir() else path
     document = read_document(path, FORMAT)
+    if unknown := document.keys() - _KEYS:  # an edit that counts for nothing would be missed
+        raise PlanError(f"{path}: expected {', '.join(sorted(_KEYS))}, found {', '.join(sorted(unknown))}")
     try:
         recipes = {
             runtime: Recipe(entry["weights"], entry["precisions"], entry["scores"])
             for runtime, entry in document["recipes"].items()
         }
-        return PlanDecisions(path, str(document["checkpoint_digest"]), str(document["target"]), recipes)
+        return PlanDecisions(
+            path,
+            str(document["checkpoint_digest"]),
+            str(document["target"]),
+            recipes,
+            float(document["smoothing_strength"]),
+            document["ranges"],
+        )
     except PlanError as error:
         raise PlanError(f"{path}: {error}") from error
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise unreadable(path, error) from error

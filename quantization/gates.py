@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 
 from vitedge.quantization.accuracy import AccuracyReport
-from vitedge.quantization.intervals import images_to_detect, undetected_share
+from vitedge.quantization.intervals import images_to_detect
 from vitedge.quantization.labels import Drop
 from vitedge.runtimes.errors import AccuracyError
 
@@ -96,16 +96,14 @@ def doubts(report: AccuracyReport, gates: Gates) -> tuple[str, ...]:
 
 
 def _doubted_drop(drop: Drop, limit: float) -> list[str]:
-    # With an image or two that differ the bootstrap is too sure of itself: it never draws what it has not seen.
-    possible = max(drop.drop_high, undetected_share(drop.images))
-    if possible <= limit:
+    if drop.possible <= limit:
         return []
     resolved = f"resolve no drop below {1 / drop.images:.2%} and " if 1 / drop.images > limit else ""
     # That many if none differs; nothing proves a drop of exactly 0.
     needed = f"at least {max(images_to_detect(limit), drop.images + 1)}" if limit > 0 else "as many as you have"
     return [
         f"{drop.metric}: a drop of {drop.drop:.2%} passes {limit:.2%}, but {drop.images} images"
-        f" {resolved}cannot rule out one of {possible:.2%} (95 % interval); judge on {needed}"
+        f" {resolved}cannot rule out one of {drop.possible:.2%} (95 % interval); judge on {needed}"
     ]
 
 

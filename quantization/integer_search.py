@@ -173,8 +173,9 @@ def search_integers(judge: Judge, cost_db: Mapping[str, float], budget: Budget) 
             " less with --min-sqnr, take it as it is with --activations int16, or calibrate on more images"
         )
     points = sorted({round(len(order) * i / (_CURVE_POINTS - 1)) for i in range(_CURVE_POINTS)})
-    low = max(point for point in points if keeps(point))
-    high = min((point for point in points if point > low), default=len(order) + 1)
+    # Predictions scatter: where fewer groups fail, more that pass were lucky. The curve needs every point all the same.
+    high = min([point for point in points if not keeps(point)], default=len(order) + 1)
+    low = max(point for point in points if point < high)
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if keeps(middle) else (low, middle)

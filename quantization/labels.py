@@ -18,7 +18,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from vitedge.quantization.fidelity import FloatArray
-from vitedge.quantization.intervals import CONFIDENCE, bounded_estimate, mcnemar
+from vitedge.quantization.intervals import CONFIDENCE, bounded_estimate, mcnemar, undetected_share
 from vitedge.quantization.retrieval import neighbors, unit
 
 NEIGHBORS = 5
@@ -54,12 +54,20 @@ class Drop:
     p_value: float
 
     @property
+    def possible(self) -> float:
+        """The largest drop that these images do not rule out.
+
+        With an image or two that differ the bootstrap is too sure of itself: it never draws what it has not seen.
+        """
+        return max(self.drop_high, undetected_share(self.images))
+
+    @property
     def verdict(self) -> str:
         """In words: beyond chance or not, and what cannot be ruled out."""
         measured = f"{self.metric} {self.fp32:.1%} → {self.int8:.1%} on {self.images} images"
         test = f"McNemar p = {self.p_value:.2g}"
         if self.p_value >= 1 - CONFIDENCE:
-            return f"{measured}: no more than chance ({test}); a drop of up to {self.drop_high:.2%} cannot be ruled out"
+            return f"{measured}: no more than chance ({test}); a drop of up to {self.possible:.2%} cannot be ruled out"
         change = f"drop of {self.drop:.2%}" if self.drop > 0 else f"gain of {-self.drop:.2%}"
         return f"{measured}: a {change}, beyond chance ({test})"
 

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from vitedge.quantization.decisions import FORMAT, load_decisions
-from vitedge.quantization.recipe import WEIGHT_FORMATS, Recipe
+from vitedge.quantization.recipe import WEIGHT_FORMATS, RangeMethod, Recipe
 from vitedge.quantization.saved_plan import ARRAYS_FILE, PLAN_FILE, digest_of, read_document, unreadable, write
 from vitedge.quantization.scores import ScoreBalance, ScoreGrids
 from vitedge.runtimes.errors import PlanError
@@ -103,7 +103,8 @@ class ModulePlan:
 class Plan:
     """The whole plan. `smoothing` maps a linear to the factors [in] that its input is divided by (`smoothing.py`); they
     were made with `strength`. `centers` maps one to what is subtracted from them before that (`centering.py`).
-    `balances` are those of attention scores by qkv (`scores.py`), if a recipe has them in integers.
+    `balances` are those of attention scores by qkv (`scores.py`), if a recipe has them in integers. `ranges` says how
+    fixed input ranges were chosen.
     """
 
     checkpoint_digest: str
@@ -115,6 +116,7 @@ class Plan:
     modules: Mapping[str, ModulePlan]
     balances: Mapping[str, ScoreBalance] = field(default_factory=dict)
     centers: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    ranges: RangeMethod = "min-max"
 
     def linears(self, runtime: str) -> Mapping[str, QuantizedLinear]:
         """The integer linears of one runtime, by module name.
@@ -158,15 +160,19 @@ class Plan:
         return {
             "format": FORMAT,
             "checkpoint_digest": self.checkpoint_digest,
-            "calibration_digest": self.calibration_digest,
             "target": self.target,
             "smoothing_strength": self.strength,
+            "ranges": self.ranges,
             "recipes": {
                 runtime: {"weights": recipe.weights, "precisions": dict(recipe.precisions), "scores": recipe.scores}
                 for runtime, recipe in self.recipes.items()
             },
-            "inputs": {name: asdict(module.input) for name, module in self.modules.items()},
-            "scores": {name: asdict(module.scores) for name, module in self.modules.items() if module.scores},
+            # What follows from the above and the images; edits of it are not read.
+            "results": {
+                "calibration_digest": self.calibration_digest,
+                "inputs": {name: asdict(module.input) for name, module in self.modules.items()},
+                "scores": {name: asdict(module.scores) for name, module in self.modules.items() if module.scores},
+            },
         }
 
     def _arrays(self) -> dict[str, NDArray[np.generic]]:
@@ -193,18 +199,20 @@ def load_plan(folder: Path) -> Plan:
     path = folder / PLAN_FILE
     decisions, document = load_decisions(path), read_document(path, FORMAT)
     try:
+        results = document["results"]
         arrays = load_file(folder / ARRAYS_FILE)
         return Plan(
             checkpoint_digest=decisions.checkpoint_digest,
-            calibration_digest=str(document["calibration_digest"]),
+            calibration_digest=str(results["calibration_digest"]),
             target=decisions.target,
             recipes=decisions.recipes,
-            strength=float(document["smoothing_strength"]),
+            ranges=decisions.ranges,
+            strength=decisions.strength,
             smoothing={k.removeprefix("smoothing/"): v for k, v in arrays.items() if k.startswith("smoothing/")},
             centers={k.removeprefix("centers/"): v for k, v in arrays.items() if k.startswith("centers/")},
             modules={
-                name: _module(name, entry, document["scores"].get(name), arrays)
-                for name, entry in document["inputs"].items()
+                name: _module(name, entry, results["scores"].get(name), arrays)
+                for name, entry in results["inputs"].items()
             },
             balances={
                 name: ScoreBalance(*(arrays[f"balances/{name}/{part}"] for part in ("factors", "centers")))

@@ -19,8 +19,8 @@ from vitedge.quantization.encoder import Encoder, FloatArray, float_linear, forw
 from vitedge.quantization.fake import fake_quantized_linear
 from vitedge.quantization.plan import IntegerWeight, ModulePlan, Plan, StaticInput
 from vitedge.quantization.prediction import Prediction
-from vitedge.quantization.ranges import HistogramObserver, RangeMethod, best_input, covering_input
-from vitedge.quantization.recipe import WEIGHT_FORMATS, Recipe, WeightFormat
+from vitedge.quantization.ranges import HistogramObserver, best_input, covering_input
+from vitedge.quantization.recipe import WEIGHT_FORMATS, RangeMethod, Recipe, WeightFormat
 from vitedge.quantization.rounding import factorize, round_weights
 from vitedge.quantization.saturation import pairings
 from vitedge.quantization.scores import (
@@ -116,7 +116,7 @@ def make_plan(
     centers = channel_centers(calibration.statistics, folded if centered else ())
     original, encoder = encoder, center(balance_scores(encoder, balances), centers)
     statistics = _shifted(calibration.statistics, centers)
-    empty = Plan(checkpoint_digest, calibration.digest, target, recipes, 0.0, {}, {}, balances, centers)
+    empty = Plan(checkpoint_digest, calibration.digest, target, recipes, 0.0, {}, {}, balances, centers, range_method)
     rounder = _Rounder(encoder, statistics, recipes, explicit_strength)
     prediction = None
     if len(strengths) > 1:

@@ -10,7 +10,6 @@ The histogram is streamed: one array of `BINS` counts per linear, over the min-m
 """
 
 from collections.abc import Callable, Mapping
-from typing import Literal
 
 import numpy as np
 import torch
@@ -19,7 +18,6 @@ from numpy.typing import NDArray
 from vitedge.quantization.encoder import Encoder
 from vitedge.quantization.plan import StaticInput
 
-RangeMethod = Literal["min-max", "mse"]
 BINS = 2048
 # Shares of the min-max range that are tried, for either end of it.
 _SHARES = np.linspace(0.5, 1.0, 26)

@@ -15,6 +15,8 @@ from vitedge.runtimes.errors import PlanError
 Precision = Literal["static", "dynamic", "float"]
 # How attention scores, query · key, are computed: in 8-bit integers under fixed ranges (see `scores.py`), or in float.
 Scores = Literal["int8", "float"]
+# How fixed input ranges are chosen (see `ranges.py`).
+RangeMethod = Literal["min-max", "mse"]
 # OpenVINO convolves whole images, which have no rows.
 WITHOUT_ROWS: Mapping[str, tuple[str, ...]] = MappingProxyType({"openvino": ("patch_embedding",)})
 

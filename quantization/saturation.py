@@ -22,6 +22,9 @@ Which inputs lie side by side is the kernel's choice. `pairings` knows it, by me
                               AVX-512 kernel packs by rows or by columns of the patch (`relo_wi`, `relo_whi` in
                               `jit_brgemm_conv_utils.cpp`); AVX2 and SSE4.1 then add nothing in 16 bits
     TFLite (XNNPACK)          none: it widens to 16 bits before it multiplies and adds in 32
+
+Attention scores in integers are products of activations, of which nothing is known but that they have 8 bits: every
+pair of a head's channels can saturate.
 """
 
 from collections.abc import Mapping, Sequence
@@ -125,7 +128,16 @@ def certify_artifact(linears: Mapping[str, QuantizedLinear], shape: EncoderShape
         for name, found in certificates.items()
         if not found.proven_safe
     }
-    return Saturation(not unsafe, None, len(linears), sum(found.pairs for found in certificates.values()), unsafe)
+    scores = {
+        name.replace(".qkv", ".scores"): _unsafe_scores(shape) for name, linear in linears.items() if linear.scores
+    }
+    pairs = sum(found.pairs for found in certificates.values()) + sum(found.pairs for found in scores.values())
+    return Saturation(not unsafe | scores, None, len(linears) + len(scores), pairs, unsafe | scores)
+
+
+def _unsafe_scores(shape: EncoderShape) -> UnsafeLinear:
+    """Query · key of a layer: unsigned by signed bytes, each at its largest."""
+    return UnsafeLinear(shape.heads * (shape.head_width // 2), 2 * 255 * 127 - _INT16.max, ())
 
 
 def _convolved_patch(shape: EncoderShape) -> tuple[Pairing, ...]:

@@ -197,6 +197,16 @@ def test_one_truncated_image_of_100_is_skipped_and_named(tmp_path: Path) -> None
     assert sum(len(batch) for batch in batches(images, CONTRACT, 16)) == 99
 
 
+def test_a_picture_counts_once(tmp_path: Path) -> None:
+    for index in range(40):
+        write_plain(tmp_path / f"{index:03}.png", index // 20)
+    images = scan(tmp_path, None)
+    assert names(images) == ["000.png", "020.png"]
+    assert len(images.skipped) == 38
+    assert images.skipped[-1] == (tmp_path / "039.png", f"the same picture as {tmp_path / '020.png'}")
+    assert str(too_few_warning(images)).startswith("only 2 different calibration images")
+
+
 def test_up_to_five_percent_may_be_bad(tmp_path: Path) -> None:
     for index in range(100):
         write_plain(tmp_path / f"{index:03}.png", index)
@@ -269,7 +279,7 @@ def test_hold_out_shares_no_picture_with_calibration(tmp_path: Path) -> None:
     rest = hold_out(taken, 1000)
     assert rest is not None
     assert not set(rest.digests) & set(taken.digests)
-    assert len(rest.paths) == len(rest.digests) == 40 - 2 * 8
+    assert len(rest.paths) == len(rest.digests) == 20 - 8
     refuse_overlap(taken, rest)
 
 
@@ -368,5 +378,5 @@ def test_few_images_warn(tmp_path: Path, count: int, warns: bool) -> None:
     for index in range(count):
         write_plain(tmp_path / f"{index:03}.png", index)
     warning = too_few_warning(scan(tmp_path, None))
-    expected = f"only {count} calibration images: ranges may be too narrow for other images; at least 32 are"
+    expected = f"only {count} different calibration images: ranges may be too narrow for other images; at least 32 are"
     assert (warning or "").startswith(expected) if warns else warning is None

@@ -59,7 +59,11 @@ def test_refuses_a_plan_of_another_checkpoint(tmp_path: Path) -> None:
             lambda document: document["recipes"].update(onxx=document["recipes"]["onnx"]),
             "recipes: expected some of onnx, openvino, tflite, found onxx",
         ),
-        (lambda document: document.update(format="vitedge-plan/1"), "format vitedge-plan/5, found vitedge-plan/1"),
+        (lambda document: document.update(smoothing_strength=2), "smoothing_strength: expected a number from 0 to 1"),
+        (lambda document: document.update(smoothing_strength="much"), "ValueError: could not convert string"),
+        (lambda document: document.update(ranges="histogram"), "ranges: expected min-max or mse, found histogram"),
+        (lambda document: document.update(inputs={}), "expected checkpoint_digest, .*, found inputs"),
+        (lambda document: document.update(format="vitedge-plan/1"), "format vitedge-plan/6, found vitedge-plan/1"),
     ],
 )
 def test_refuses_decisions_that_do_not_exist(
@@ -110,6 +114,6 @@ def test_refuses_no_file_and_one_that_is_too_large(tmp_path: Path) -> None:
 def test_refuses_what_a_runtime_has_no_form_for(runtime: str, precisions: Any, message: str) -> None:
     path = Path("plan.json")
     with pytest.raises(PlanError, match=message):
-        PlanDecisions(path, "c", "avx2", {runtime: Recipe("int8", precisions)}).check("c", SHAPE.linears)
+        PlanDecisions(path, "c", "avx2", {runtime: Recipe("int8", precisions)}, 0.5).check("c", SHAPE.linears)
     fitting = {"*": "dynamic", "patch_embedding": "float"}
-    PlanDecisions(path, "c", "avx2", {runtime: Recipe("int8", fitting)}).check("c", SHAPE.linears)
+    PlanDecisions(path, "c", "avx2", {runtime: Recipe("int8", fitting)}, 0.5).check("c", SHAPE.linears)

@@ -18,7 +18,7 @@ from vitedge.quantization.integer_fold import fold, on_int8_grid, residual_facto
 from vitedge.quantization.integer_grid import Grid, IntegerPrecision, Range
 from vitedge.quantization.integer_operations import IntegerEncoder, Quantity, integers, round_linears
 from vitedge.quantization.integer_program import Program
-from vitedge.quantization.integer_search import Judge, search_integers
+from vitedge.quantization.integer_search import Group, IntegerTradeOff, Judge, search_integers
 from vitedge.quantization.plan import IntegerWeight
 from vitedge.quantization.search import MARGIN_DB, Budget
 from vitedge.runtimes.errors import PlanError
@@ -182,6 +182,27 @@ def test_search_keeps_a_cosine_too() -> None:
     wider = search_integers(judge, costs_db, Budget(min_cosine=(1 + narrow.cosine_mean) / 2)).found
     assert wider.cosine_mean > (1 + narrow.cosine_mean) / 2
     assert wider.sixteen_bit_tensors > narrow.sixteen_bit_tensors == 0
+
+
+def test_a_point_that_passes_behind_one_that_fails_was_lucky() -> None:
+    groups = tuple(Group(f"t{index:02}", frozenset({f"t{index:02}"}), 0, 1) for index in range(16))
+
+    class Scattered:
+        """Falls with each tensor in 8 bits, but for one stroke of luck at 12."""
+
+        def __init__(self) -> None:
+            self.groups = groups
+
+        def precision(self, sixteen: frozenset[str]) -> IntegerPrecision:
+            return IntegerPrecision({group.name: Range(0.0, 1.0) for group in groups}, sixteen)
+
+        def point(self, sixteen: frozenset[str]) -> IntegerTradeOff:
+            narrow = len(groups) - len(sixteen)
+            return IntegerTradeOff(len(sixteen), len(sixteen), 99.0 if narrow == 12 else 40.0 - narrow, 1.0)
+
+    costs_db = {group.name: 40.0 - index for index, group in enumerate(groups)}
+    found = search_integers(Scattered(), costs_db, Budget(min_sqnr_db=33 - MARGIN_DB)).found  # type: ignore[arg-type]
+    assert (found.sixteen_bit_tensors, found.sqnr_db) == (16 - 7, 33.0)
 
 
 def test_search_takes_8_bits_everywhere_if_they_do() -> None:

@@ -208,6 +208,11 @@ def test_no_difference_is_not_certainty() -> None:
     [
         (36, 36, "90.0% → 90.0% on 40 images: no more than chance (McNemar p = 1); a drop of up to 8.81% cannot be"),
         (40, 35, "100.0% → 87.5% on 40 images: no more than chance (McNemar p = 0.062); a drop of up to"),
+        (
+            35,
+            40,
+            "87.5% → 100.0% on 40 images: no more than chance (McNemar p = 0.062); a drop of up to 8.81%",
+        ),
         (40, 34, "100.0% → 85.0% on 40 images: a drop of 15.00%, beyond chance (McNemar p = 0.031)"),
         (34, 40, "85.0% → 100.0% on 40 images: a gain of 15.00%, beyond chance (McNemar p = 0.031)"),
     ],

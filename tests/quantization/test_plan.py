@@ -70,8 +70,8 @@ def test_the_digest_sees_the_order_of_patterns(tmp_path: Path) -> None:
 @pytest.mark.parametrize("damage", ["negative scale", "no inputs", "cut arrays", "no arrays", "other strength"])
 def test_refuses_a_damaged_plan(tmp_path: Path, damage: str) -> None:
     edits: dict[str, Callable[[dict[str, Any]], object]] = {
-        "negative scale": lambda document: document["inputs"][FC1].update(scale=-1),
-        "no inputs": lambda document: document.pop("inputs"),
+        "negative scale": lambda document: document["results"]["inputs"][FC1].update(scale=-1),
+        "no inputs": lambda document: document["results"].pop("inputs"),
         "other strength": lambda document: document.update(smoothing_strength="much"),
     }
     edited(tmp_path, edits.get(damage, lambda _: None))

@@ -19,6 +19,7 @@ from vitedge.quantization.saturation import (
     certify_artifact,
     pairings,
 )
+from vitedge.quantization.scores import ScoreGrids
 from vitedge.runtimes.errors import PlanError
 from vitedge.runtimes.saturation import Saturation, UnsafeLinear, UnsafePair
 
@@ -152,3 +153,15 @@ def test_where_nothing_is_added_in_16_bits_nothing_is_counted() -> None:
     assert tflite == Saturation(True, tflite.not_applicable, 1, 0, {})
     assert "widens" in str(tflite.not_applicable)
     assert certify_artifact({}, SHAPE, "onnx") == Saturation(True, "nothing is integer", 0, 0, {})
+
+
+def test_integer_scores_are_never_proven_safe() -> None:
+    """Whatever the weights: queries and keys are activations."""
+    weight = IntegerWeight(np.zeros((144, 48), np.int8), np.ones(144, np.float32), np.zeros(144, np.float32))
+    name = "layers.1.attention.qkv"
+    assert certify_artifact({name: QuantizedLinear(weight, None)}, SHAPE, "openvino").proven_safe
+    scored = QuantizedLinear(weight, None, scores=ScoreGrids(1.0, 1.0))
+    found = certify_artifact({name: scored}, SHAPE, "openvino")
+    assert (found.proven_safe, found.linears) == (False, 2)
+    (unsafe,) = found.unsafe.items()
+    assert unsafe == ("layers.1.attention.scores", UnsafeLinear(SHAPE.hidden // 2, 2 * 255 * 127 - 32767, ()))

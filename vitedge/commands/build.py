@@ -18,7 +18,7 @@ from vitedge.benchmarks.measure import measure_all
 from vitedge.benchmarks.results import BenchReport
 from vitedge.calibration.images import ImageSet, batches, hold_out, refuse_overlap, scan, too_few_warning
 from vitedge.commands.clock import Clock
-from vitedge.commands.cpu import choose_recipes, plan_for_cpu
+from vitedge.commands.cpu import choose, plan_for_cpu
 from vitedge.commands.npu import plan_for_npu, read_plan
 from vitedge.commands.request import NPU, BuildRequest
 from vitedge.commands.verify import judge
@@ -42,6 +42,7 @@ __all__ = ["BuildRefusedError", "BuildRequest", "BuildResult", "build"]
 
 _EXPORT_CHECK_IMAGES = 4
 _HELD_OUT_IMAGES = 256
+_SKIPPED_NAMED = 5
 # A plan that a gate refuses is followed by one that predicts so much more, so often.
 _TIGHTER_DB, _TIGHTENINGS = 2.0, 6
 
@@ -154,8 +155,11 @@ def _image_sets(request: BuildRequest, console: Console) -> tuple[ImageSet, Imag
         else:
             evaluation = hold_out(calibration, _HELD_OUT_IMAGES, advance)
     for name, images in (("calibration", calibration), ("evaluation", evaluation)):
-        for path, reason in images.skipped if images else ():
+        skipped = images.skipped if images else ()
+        for path, reason in skipped[:_SKIPPED_NAMED]:
             console.warn(f"{name} image skipped: {path}: {reason}")
+        if len(skipped) > _SKIPPED_NAMED:
+            console.warn(f"{len(skipped) - _SKIPPED_NAMED} more {name} images skipped")
     if evaluation is None:
         console.warn("no images left to judge on: pass --eval DIR to measure accuracy")
     else:
@@ -184,8 +188,8 @@ def _planner(
     if request.target == NPU:
         decisions = None if request.plan is None else read_plan(request.plan, checkpoint)
         return lambda images: plan_for_npu(request, decisions, checkpoint, images, clock, console)
-    recipes = choose_recipes(request, checkpoint)
-    return lambda images: plan_for_cpu(request, recipes, checkpoint, images, clock, console)
+    choices = choose(request, checkpoint)
+    return lambda images: plan_for_cpu(request, choices, checkpoint, images, clock, console)
 
 
 @dataclass(frozen=True)

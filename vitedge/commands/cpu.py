@@ -21,7 +21,7 @@ from vitedge.quantization.fake import fake_quantized_linear
 from vitedge.quantization.plan import Plan
 from vitedge.quantization.prediction import Prediction
 from vitedge.quantization.quantize import STRENGTHS, Calibration, make_plan, observe
-from vitedge.quantization.recipe import TARGETS, Precision, Recipe
+from vitedge.quantization.recipe import TARGETS, Precision, RangeMethod, Recipe
 from vitedge.quantization.search import CURVE_POINTS, Budget, Climb, SearchResult, climb, search
 from vitedge.runtimes.errors import PlanError
 from vitedge.runtimes.manifest import Manifest
@@ -30,6 +30,15 @@ _BATCH = 8
 _JUDGING_IMAGES, _SEARCH_IMAGES = 32, 24
 # Part of the calibration cache's fingerprint; raise it when what is observed, or how, changes.
 _OBSERVATION_METHOD = "covariance-2"
+
+
+@dataclass(frozen=True)
+class CpuChoices:
+    """What a target, an option or a plan file decides: recipes by runtime, strengths to try, how ranges are chosen."""
+
+    recipes: Mapping[str, Recipe]
+    strengths: tuple[float, ...]
+    ranges: RangeMethod
 
 
 @dataclass(frozen=True)
@@ -96,7 +105,7 @@ class CpuPlanned:
 
 def plan_for_cpu(
     request: BuildRequest,
-    recipes: Mapping[str, Recipe],
+    choices: CpuChoices,
     checkpoint: Checkpoint,
     images: ImageSet,
     clock: Clock,
@@ -106,7 +115,7 @@ def plan_for_cpu(
 
     Args:
         request: What is asked for.
-        recipes: From `choose_recipes`.
+        choices: From `choose`.
         checkpoint: What to quantize.
         images: Calibration images.
         clock: Times the steps.
@@ -118,7 +127,7 @@ def plan_for_cpu(
     with clock("calibrate"):
         observed = _calibrate(checkpoint, images, console)
     with clock("plan"):
-        plan, smoothed = _round(request, recipes, checkpoint, observed, console)
+        plan, smoothed = _round(request.target, choices, checkpoint, observed, console)
     planned = CpuPlanned(request, checkpoint, images, smoothed, plan, {})
     if request.budget is None:
         return planned
@@ -126,14 +135,23 @@ def plan_for_cpu(
         return planned.searched(request.budget, console)
 
 
-def choose_recipes(request: BuildRequest, checkpoint: Checkpoint) -> Mapping[str, Recipe]:
-    """How each runtime computes the linears: the target's recipes, the plan's, or those that `activations` asks for.
+def choose(request: BuildRequest, checkpoint: Checkpoint) -> CpuChoices:
+    """The target's decisions, with what `activations` asks for, or the plan's.
 
     Raises:
         PlanError: The plan is unreadable, of another checkpoint or target, or lacks a runtime.
     """
-    recipes = TARGETS[request.target] if request.plan is None else _decisions(request, checkpoint).recipes
-    recipes = {runtime: recipes[runtime] for runtime in request.runtimes}
+    if request.plan is not None:
+        decisions = _decisions(request, checkpoint)
+        kept = {runtime: decisions.recipes[runtime] for runtime in request.runtimes}
+        return CpuChoices(kept, (decisions.strength,), decisions.ranges)
+    # Random weights have no accuracy that a strength could be chosen by.
+    strengths = STRENGTHS[:1] if request.random_weights else STRENGTHS
+    return CpuChoices(_recipes(request), strengths, request.ranges)
+
+
+def _recipes(request: BuildRequest) -> Mapping[str, Recipe]:
+    recipes = {runtime: TARGETS[request.target][runtime] for runtime in request.runtimes}
     if request.activations == "auto":
         return recipes
     chosen = {}
@@ -168,23 +186,21 @@ def _decisions(request: BuildRequest, checkpoint: Checkpoint) -> PlanDecisions:
 
 
 def _round(
-    request: BuildRequest,
-    recipes: Mapping[str, Recipe],
+    target: str,
+    choices: CpuChoices,
     checkpoint: Checkpoint,
     calibration: Calibration,
     console: Console,
 ) -> tuple[Plan, Encoder]:
-    # Random weights have no accuracy that a strength could be chosen by.
-    strengths = STRENGTHS[:1] if request.random_weights else STRENGTHS
-    with console.bar("Rounding weights", len(strengths) * len(checkpoint.encoder.shape.linears)) as advance:
+    with console.bar("Rounding weights", len(choices.strengths) * len(checkpoint.encoder.shape.linears)) as advance:
         return make_plan(
             checkpoint.encoder,
             calibration,
-            recipes=recipes,
-            target=request.target,
+            recipes=choices.recipes,
+            target=target,
             checkpoint_digest=checkpoint.origin.digest,
-            strengths=strengths,
-            range_method=request.ranges,
+            strengths=choices.strengths,
+            range_method=choices.ranges,
             progress=lambda _: advance(1),
         )
 

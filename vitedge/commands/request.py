@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from vitedge.quantization.gates import NO_GATES, Gates
-from vitedge.quantization.ranges import RangeMethod
-from vitedge.quantization.recipe import TARGETS
+from vitedge.quantization.recipe import TARGETS, RangeMethod
 from vitedge.quantization.search import Budget
 from vitedge.runtimes.errors import PlanError
 from vitedge.runtimes.manifest import RUNTIMES
@@ -69,20 +68,26 @@ class BuildRequest:
         if self.portable and "onnx" not in self.runtimes:
             advice = "" if self.target == NPU else ", or add --runtime onnx"
             raise PlanError(f"--portable is for ONNX artifacts; leave it out{advice}")
-        known = _NPU_ACTIVATIONS if self.target == NPU else _CPU_ACTIVATIONS
-        if self.activations not in known:
-            expected = f"expected {', '.join(known)} for target {self.target}"
-            raise PlanError(f"--activations: {expected}, found {self.activations}")
-        if self.plan is not None and self.activations != "auto":
-            raise PlanError("--plan decides how inputs are quantized; leave --activations out, or edit the plan")
-        if self.target == NPU and self.ranges != "min-max":
-            raise PlanError(f"--ranges: target {NPU} has min-max ranges only; clipping is ruinous there")
+        self._check_inputs()
         if self.calibration_images < 1:
             raise PlanError(f"--calibration-images: expected at least 1, found {self.calibration_images}")
         if self.batch not in BATCHES and (not isinstance(self.batch, int) or self.batch < 1):
             raise PlanError(f"--batch: expected at least 1, or one of {', '.join(BATCHES)}, found {self.batch}")
         if not math.isfinite(self.bench_seconds):
             raise PlanError(f"--bench-seconds: expected a finite number, found {self.bench_seconds}")
+
+    def _check_inputs(self) -> None:
+        """Refuses what cannot be asked of how the inputs of linears are quantized."""
+        known = _NPU_ACTIVATIONS if self.target == NPU else _CPU_ACTIVATIONS
+        if self.activations not in known:
+            expected = f"expected {', '.join(known)} for target {self.target}"
+            raise PlanError(f"--activations: {expected}, found {self.activations}")
+        if self.activations == "static" and "tflite" in self.runtimes:
+            raise PlanError("--activations static: TFLite has no fixed input ranges; pass --runtime onnx,openvino")
+        if self.plan is not None and (self.activations, self.ranges) != ("auto", "min-max"):
+            raise PlanError("--plan decides how inputs are quantized; leave --activations and --ranges out, or edit it")
+        if self.target == NPU and self.ranges != "min-max":
+            raise PlanError(f"--ranges: target {NPU} has min-max ranges only; clipping is ruinous there")
 
     def batch_for(self, runtime: str) -> int | None:
         """The batch size of a runtime's files, or None for any; the bench's is 1 then.
