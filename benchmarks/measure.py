@@ -50,6 +50,11 @@ class Rival:
     command: Command
 
 
+def on_threads(threads: int) -> str:
+    """The name of an artifact among its own rivals."""
+    return f"itself on {threads} thread{'s' * (threads > 1)}"
+
+
 def measure_all(
     pairs: Mapping[str, tuple[Path, Path | None]],
     *,

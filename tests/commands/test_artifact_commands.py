@@ -47,6 +47,8 @@ def test_bench_measures_pairs_and_says_so(site: Site, built: Path) -> None:
             assert pair["artifact"]["peak_bytes"] > 20e6
             assert pair["verdict"]
         names = {f"{name} {kind}" for name in RUNTIMES for kind in ("INT8", "FP32")}
+        itself = [] if run["threads"] == 1 else ["itself on 1 thread"]
+        assert [[rival["name"] for rival in pair["rivals"]] for pair in run["pairs"].values()] == [itself] * 3
         assert run["best"]["verdict"].split(": ")[1].split(",")[0] in names
     table = site.vitedge("bench", built / "tflite", "--seconds", "0.2").stdout
     assert "FP32 here" in table

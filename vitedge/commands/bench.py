@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vitedge.benchmarks.measure import Rival, measure_all
+from vitedge.benchmarks.measure import Rival, measure_all, on_threads
 from vitedge.benchmarks.process import torch_command, worker_command
 from vitedge.benchmarks.results import BenchReport
 from vitedge.console import Console
@@ -51,7 +51,7 @@ def bench(
     cpus: Sequence[int] = (),
     rivals: RivalRequest | None = None,
 ) -> tuple[BenchReport, ...]:
-    """Measures every artifact at a path, once per number of threads.
+    """Measures every artifact at a path, once per number of threads; each after the first beside itself with the first.
 
     Args:
         artifact: An artifact folder, or a build's folder.
@@ -72,8 +72,12 @@ def bench(
     manifests = {runtime: load_manifest(folder) for runtime, (folder, _) in pairs.items()}
     reports = []
     with tempfile.TemporaryDirectory() as scratch:
-        others = _rivals(pairs, manifests, rivals or RivalRequest(), Path(scratch), console)
+        others: Mapping[str, Sequence[Rival]] = _rivals(
+            pairs, manifests, rivals or RivalRequest(), Path(scratch), console
+        )
         for count in threads:
+            if count != threads[0]:
+                others = _beside_itself(pairs, manifests, others, threads[0])
             with console.bar(f"Benchmarking with {count} thread{'s' * (count > 1)}", len(pairs)) as advance:
                 report = measure_all(
                     pairs,
@@ -123,6 +127,27 @@ def _rivals(
         for runtime, (folder, _) in pairs.items():
             rivals[runtime].append(Rival(_TORCH, "fp32", None, partial(torch_command, folder, model=request.model)))
     return rivals
+
+
+def _beside_itself(
+    pairs: Mapping[str, tuple[Path, Path | None]],
+    manifests: Mapping[str, Manifest],
+    rivals: Mapping[str, Sequence[Rival]],
+    threads: int,
+) -> dict[str, list[Rival]]:
+    """With each artifact among its own rivals, on so many threads: what more of them gain is measured in turns, too."""
+
+    def command(folder: Path, *, batch: int, cpus: Sequence[int], **_: int) -> list[str]:
+        return worker_command(folder, threads=threads, batch=batch, cpus=cpus)
+
+    name = on_threads(threads)
+    return {
+        runtime: [
+            *(rival for rival in rivals[runtime] if rival.name != name),
+            Rival(name, manifests[runtime].precision, manifests[runtime].size_bytes, partial(command, folder)),
+        ]
+        for runtime, (folder, _) in pairs.items()
+    }
 
 
 def _vendor_rows(
