@@ -156,6 +156,8 @@ class _Graph:
         if name == "patch_embedding":
             patches = weight.reshape(-1, shape.channels, shape.patch_height, shape.patch_width)
             weight = patches.transpose(0, 2, 3, 1).reshape(weight.shape)
+            if shape.uint8_input and quantized is not None:
+                weight = np.pad(weight, ((0, 0), (0, 1)))  # of the 255 in `exact_pixels`
         if scale is not None:
             # XNNPACK refuses to load a subnormal scale, such as a row of zeros can have.
             scale = np.maximum(scale, np.finfo(np.float32).tiny)
@@ -235,6 +237,8 @@ class _Graph:
         x = self.reshape("split_patches", x, (self.batch * rows, shape.patch_height, columns, patch_row))
         x = self.swap_middle("sorted_patches", x)
         x = self.reshape("patches", x, (self.batch, rows * columns, shape.patch_values))
+        if shape.uint8_input and "patch_embedding" in self.linears:
+            x = self.exact_pixels(x)
         x = self.linear("patch_embedding", x)
         inputs = [x, self.integers([[0, 0], [1, 0], [0, 0]])]
         x = self.operator(
@@ -243,6 +247,17 @@ class _Graph:
         positions = tensors["position_embeddings"][None].copy()
         positions[0, 0] += tensors["cls_token"]
         return self.elementwise("ADD", "tokens", x, self.model.constant("cls_token_and_positions", positions))
+
+    def exact_pixels(self, x: Tensor) -> Tensor:
+        """Patches with a 255 at their end, which a weight of 0 multiplies: the range of each is 0 to 255 then, so that
+        the integers that XNNPACK makes of pixels are the pixels themselves.
+        """
+        dims = (*x.shape[:-1], x.shape[-1] + 1)
+        inputs = [x, self.integers([[0, 0], [0, 0], [0, 1]])]
+        padded = self.operator("PAD", "patches_and_0", inputs, dims, schema.PadOptionsT())
+        last = np.zeros(dims[-1], np.float32)
+        last[-1] = 255
+        return self.elementwise("ADD", "patches_and_255", padded, self.model.constant("255_at_the_end", last))
 
     def attention(self, name: str, x: Tensor) -> Tensor:
         shape, rows = self.shape, (self.batch, self.shape.tokens)

@@ -164,6 +164,21 @@ def test_partly_integer_model_computes_what_fake_quantization_predicts(tmp_path:
     assert sqnr_db(predicted["last_hidden_state"], outputs["last_hidden_state"]) > 50
 
 
+def test_pixels_are_multiplied_as_they_are(tmp_path: Path) -> None:
+    """Also where no pixel of a patch is 255: its range would make other integers of them."""
+    encoder = random_encoder(replace(PLAIN, uint8_input=True))
+    name = "patch_embedding"
+    linears = {name: integer_linears(encoder)[name]}
+    tflite.convert(encoder, linears, tmp_path, None)
+    model = tmp_path / "model.tflite"
+    pixels = np.random.default_rng(2).integers(3, 201, (1, 24, 32, 3), np.uint8)
+    interpreter = Interpreter(str(model))
+    found = interpreter.get_signature_runner("serving_default")(pixel_values=pixels)["last_hidden_state"]
+    exact = encoder.with_tensors({f"{name}.weight": linears[name].weight.dequantized()})
+    np.testing.assert_allclose(found, forward(exact, pixels, float_linear(exact))["last_hidden_state"], atol=2e-5)
+    assert len(partitions(interpreter)) == 1
+
+
 def test_integers_in_the_file_are_those_of_the_plan(tmp_path: Path) -> None:
     encoder = random_encoder(replace(PLAIN, heads=6))
     linears = integer_linears(encoder)
