@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 
 from vitedge.benchmarks.machine import describe_machine
-from vitedge.calibration.images import list_images
 from vitedge.runtimes.encoder import BATCH, READERS, RuntimeEncoder
 from vitedge.runtimes.image import read_image
+from vitedge.runtimes.image_folder import list_images
 from vitedge.runtimes.load import load_encoder
 
 

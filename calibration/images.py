@@ -13,11 +13,11 @@ import numpy as np
 
 from vitedge.runtimes.errors import ImageError, ImageSetError
 from vitedge.runtimes.image import read_image
+from vitedge.runtimes.image_folder import list_images
 from vitedge.runtimes.preprocess import PixelValues, Preprocessing
 
 T = TypeVar("T")
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 _MAX_BAD_SHARE = 0.05
 # Fewer images than this leave activation ranges to chance.
 RECOMMENDED_IMAGES = 32
@@ -60,26 +60,6 @@ class ImageSet:
         paths = tuple(self.paths[index] for index in kept)
         digests = tuple(self.digests[index] for index in kept)
         return replace(self, paths=paths, labels=_labels(self.folder, paths), digests=digests)
-
-
-def list_images(folder: Path) -> tuple[Path, ...]:
-    """Every image below a folder, by path; hidden files and folders are left out, links to folders not followed.
-
-    Raises:
-        ImageSetError: No such folder, or no image in it.
-    """
-    if not folder.is_dir():
-        raise ImageSetError(f"{folder}: no such folder; expected one with images ({', '.join(SUFFIXES)})")
-    found = [
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in SUFFIXES
-        and path.is_file()
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    ]
-    if not found:
-        raise ImageSetError(f"{folder}: no images in it or below; expected {', '.join(SUFFIXES)} files")
-    return tuple(sorted(found, key=lambda path: path.relative_to(folder).as_posix()))
 
 
 def spread(items: Sequence[T], count: int | None) -> tuple[T, ...]:

@@ -5,7 +5,8 @@ A wrapper adds how its runtime loads a model and how it runs one array. All thre
     encoder = OnnxEncoder("out/onnx", threads=2)
     outputs = encoder(pixel_values)            # float32 [n, 3, height, width], normalized -> named float32 arrays
     outputs = encoder.encode(["cat.jpg"])      # paths or uint8 RGB arrays [height, width, 3] -> the same
-    for outputs in encoder.stream(paths):      # any number of them -> the same, batch by batch
+    outputs = encoder.encode("photos")         # all images below a folder, in the order of their paths
+    for outputs in encoder.stream("photos"):   # any number of any of these -> the same, batch by batch
         ...
 """
 
@@ -25,6 +26,7 @@ from numpy.typing import NDArray
 
 from vitedge.runtimes.errors import ArtifactError, ImageError, InputShapeError, RuntimeMissingError, VitedgeError
 from vitedge.runtimes.image import read_image
+from vitedge.runtimes.image_folder import list_images
 from vitedge.runtimes.manifest import load_manifest, verify_files
 from vitedge.runtimes.preprocess import PixelValues
 
@@ -129,7 +131,11 @@ class RuntimeEncoder(ABC):
     def encode(self, images: Image | Iterable[Image]) -> dict[str, FloatArray]:
         """Encodes images: file paths, or uint8 RGB arrays [height, width, 3] of any size; see `stream` for many.
 
+        Args:
+            images: One, several, or a folder: all images below it, as `list_images` orders them.
+
         Raises:
+            ImageSetError: No image is in the folder.
             ImageError: A file cannot be read.
             InputShapeError: No image, or an array that is not an RGB image.
         """
@@ -151,8 +157,9 @@ class RuntimeEncoder(ABC):
         may be endless. The threads end with the iteration: at its end, at an error, or when the generator is closed.
 
         Args:
-            images: File paths, or uint8 RGB arrays [height, width, 3] of any size. Iterated in the caller's
-                thread, ahead of the outputs: an array must not be written to before its outputs are there.
+            images: File paths, or uint8 RGB arrays [height, width, 3] of any size; or a folder, see `encode`.
+                Iterated in the caller's thread, ahead of the outputs: an array must not be written to before its
+                outputs are there.
             batch: Images that run at a time, at least 1.
             skip: Called with the place, from 0, of an image that cannot be read, and why; there are no outputs for it.
                 None raises the error instead.
@@ -161,12 +168,17 @@ class RuntimeEncoder(ABC):
             The outputs of the next `batch` images, of fewer at the end.
 
         Raises:
+            ImageSetError: No image is in the folder.
             ImageError: A file cannot be read. The batches before its own have been yielded.
             InputShapeError: An array that is not an RGB image, at its place likewise; or a batch of no images.
         """
         if batch < 1:
             raise InputShapeError(f"batch: expected at least 1, found {batch}")
-        listed = [images] if isinstance(images, (str, PathLike, np.ndarray)) else images
+        listed: Iterable[Image]
+        if isinstance(images, (str, PathLike)):
+            listed = list_images(Path(images)) if Path(images).is_dir() else [images]
+        else:
+            listed = [images] if isinstance(images, np.ndarray) else images
         part = []
         with closing(_ahead(self._preprocessed, listed, batch)) as results:
             for index, result in enumerate(results):

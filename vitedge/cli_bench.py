@@ -19,7 +19,12 @@ measure = typer.Typer()
 def bench(
     artifact: Annotated[Path, typer.Argument(help="An artifact such as OUT/onnx, or OUT for all of them.")],
     threads: Annotated[str, typer.Option(help="One number or several, such as 1,2.")] = "1",
-    batch: Annotated[int, typer.Option(min=1, help="Images per inference.")] = 1,
+    batch: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Images per inference. Default: what the files are made for, or 1.", show_default=False
+        ),
+    ] = None,
     seconds: Annotated[
         float,
         typer.Option(min=0.1, help="Time for each pair of INT8 and FP32; half of it more for each rival."),
@@ -90,7 +95,7 @@ def bench(
         if not math.isfinite(seconds):
             raise VitedgeError(f"--seconds: expected a finite number, found {seconds}")
         if device != "local":
-            if torch or vendors or images is not None or model is not None or cpus is not None or batch != 1:
+            if torch or vendors or images is not None or model is not None or cpus is not None or batch is not None:
                 raise VitedgeError(
                     "--device: leave --torch, --vendors, --images, --model, --cpus and --batch out;"
                     " they are for this host"

@@ -11,7 +11,7 @@ import pytest
 
 from tests.tiny import save_images
 from vitedge.benchmarks import throughput
-from vitedge.calibration.images import list_images
+from vitedge.runtimes.image_folder import list_images
 from vitedge.runtimes.preprocess import Preprocessing
 
 READ_S, RUN_S, OVERHEAD_S = 0.003, 0.005, 0.001

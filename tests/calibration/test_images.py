@@ -14,7 +14,6 @@ from vitedge.calibration.images import (
     ImageSet,
     batches,
     hold_out,
-    list_images,
     refuse_overlap,
     scan,
     spread,
@@ -22,6 +21,7 @@ from vitedge.calibration.images import (
 )
 from vitedge.runtimes.errors import ImageSetError
 from vitedge.runtimes.image import read_image
+from vitedge.runtimes.image_folder import list_images
 from vitedge.runtimes.preprocess import Preprocessing
 
 CONTRACT = Preprocessing(16, 24, "bilinear", 1 / 255, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))

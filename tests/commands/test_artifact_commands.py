@@ -56,6 +56,19 @@ def test_bench_measures_pairs_and_says_so(site: Site, built: Path) -> None:
     assert "instruction sets:" in table
 
 
+def test_bench_runs_as_many_images_as_the_files_are_made_for(site: Site, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert site.build(out, "--batch", "3", "--runtime", "onnx,tflite").exit_code == 0
+    assert [load_manifest(out / name).inputs[0].shape[0] for name in ("onnx", "tflite")] == [3, 3]
+    (run,) = json.loads(site.vitedge("bench", out, "--seconds", "0.2", "--json").stdout)["runs"]
+    assert run["batch"] == 3
+    (run,) = json.loads(site.vitedge("bench", out, "--batch", "6", "--seconds", "0.2", "--json").stdout)["runs"]
+    assert run["batch"] == 6
+    refused = site.vitedge("bench", out, "--batch", "1")
+    assert refused.exit_code == 2
+    assert "onnx: its files are made for 3 images at a time, found --batch 1" in " ".join(refused.stderr.split())
+
+
 def test_bench_finds_the_twin_of_the_current_folder(site: Site, built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(built / "tflite")
     result = site.vitedge("bench", ".", "--seconds", "0.2")

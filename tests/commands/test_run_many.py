@@ -14,9 +14,9 @@ import pytest
 
 from tests.commands.conftest import CLASSES, Site, contents, names
 from tests.tiny import save_checkpoint, save_images
-from vitedge.calibration.images import list_images
 from vitedge.commands.npz import NpzWriter
 from vitedge.runtimes.errors import OutputError
+from vitedge.runtimes.image_folder import list_images
 from vitedge.runtimes.load import load_encoder
 
 TOLERANCE = 0.02  # as in tests/runtimes/test_encoders.py

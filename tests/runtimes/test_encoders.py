@@ -20,7 +20,7 @@ from tests.runtimes.pictures import awkward, smooth
 from tests.tiny import random_pixels, sqnr_db
 from vitedge.quantization.encoder import FloatArray
 from vitedge.runtimes.encoder import DISTRIBUTIONS, RuntimeEncoder, is_older
-from vitedge.runtimes.errors import ArtifactError, ImageError, InputShapeError, RuntimeMissingError
+from vitedge.runtimes.errors import ArtifactError, ImageError, ImageSetError, InputShapeError, RuntimeMissingError
 from vitedge.runtimes.image import decode_image
 from vitedge.runtimes.load import load_encoder
 from vitedge.runtimes.manifest import load_manifest, sha256_of
@@ -183,6 +183,20 @@ def test_one_image_needs_no_list(encoder: RuntimeEncoder, tmp_path: Path) -> Non
     assert_equal(encoder.encode(path), encoder.encode([path]))
     assert_equal(encoder.encode(str(path)), encoder.encode([path]))
     assert encoder.encode(image)["logits"].shape == (1, CLASSES)
+
+
+def test_a_folder_is_its_images_by_path(encoder: RuntimeEncoder, tmp_path: Path) -> None:
+    paths = []
+    for name, source in (("b/one.jpg", "baseline.jpg"), ("a.png", "palette.png"), ("note.txt", "rgb.png")):
+        path = tmp_path / "photos" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(awkward()[source])
+        paths.append(path)
+    assert_equal(encoder.encode(tmp_path / "photos"), encoder.encode([paths[1], paths[0]]))
+    assert_equal(encoder.encode(str(tmp_path / "photos")), encoder.encode([paths[1], paths[0]]))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ImageSetError, match=r"empty: no images in it or below"):
+        encoder.encode(tmp_path / "empty")
 
 
 def test_many_images_are_encoded_in_order(encoder: RuntimeEncoder) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vitedge.benchmarks.measure import Rival, measure_all, on_threads
-from vitedge.benchmarks.process import torch_command, worker_command
+from vitedge.benchmarks.process import BenchmarkError, torch_command, worker_command
 from vitedge.benchmarks.results import BenchReport
 from vitedge.console import Console
 from vitedge.runtimes.errors import ImageSetError
@@ -45,7 +45,7 @@ def bench(
     artifact: Path,
     *,
     threads: Sequence[int],
-    batch: int,
+    batch: int | None = None,
     seconds: float,
     console: Console,
     cpus: Sequence[int] = (),
@@ -56,7 +56,7 @@ def bench(
     Args:
         artifact: An artifact folder, or a build's folder.
         threads: Numbers of threads to measure with.
-        batch: Images per inference.
+        batch: Images per inference; None is what the files are made for, or 1.
         seconds: Time for each pair, half of it more for each rival.
         console: Shows progress.
         cpus: CPUs to pin the measuring processes to; empty leaves that to the system.
@@ -64,12 +64,13 @@ def bench(
 
     Raises:
         ArtifactError: No artifact there.
-        BenchmarkError: A measuring process died or hung, or cannot be pinned.
+        BenchmarkError: A measuring process died or hung, or cannot be pinned; or files are made for another batch.
         CheckpointError: The checkpoint that rivals need is not there or is another one.
         ImageSetError: The images that vendors need are missing.
     """
     pairs = _pairs(artifact, console)
     manifests = {runtime: load_manifest(folder) for runtime, (folder, _) in pairs.items()}
+    images = _batch(manifests, batch)
     reports = []
     with tempfile.TemporaryDirectory() as scratch:
         others: Mapping[str, Sequence[Rival]] = _rivals(
@@ -82,7 +83,7 @@ def bench(
                 report = measure_all(
                     pairs,
                     threads=count,
-                    batch=batch,
+                    batch=images,
                     seconds=seconds,
                     cpus=cpus,
                     rivals=others,
@@ -103,6 +104,19 @@ def _pairs(artifact: Path, console: Console) -> dict[str, tuple[Path, Path | Non
             console.warn(f"{twin} is not there, so {runtime} has no FP32 to compare with; build with --keep-fp32")
         pairs[runtime] = (folder, twin if kept else None)
     return pairs
+
+
+def _batch(manifests: Mapping[str, Manifest], asked: int | None) -> int:
+    """Images per inference: a file that is made for so many takes as long for fewer."""
+    sizes = {runtime: manifest.inputs[0].shape[0] for runtime, manifest in manifests.items()}
+    fixed = {runtime: size for runtime, size in sizes.items() if isinstance(size, int)}
+    batch = max(fixed.values(), default=1) if asked is None else asked
+    for runtime, size in fixed.items():
+        if batch % size:
+            raise BenchmarkError(
+                f"{runtime}: its files are made for {size} images at a time, found --batch {batch}; pass --batch {size}"
+            )
+    return batch
 
 
 def _accuracy(manifests: Mapping[str, Manifest]) -> dict[str, float]:

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from vitedge.calibration.images import list_images
 from vitedge.commands.npz import NpzWriter
 from vitedge.console import Console
 from vitedge.runtimes.encoder import FloatArray
 from vitedge.runtimes.errors import ArtifactError, ImageError, ImageSetError
+from vitedge.runtimes.image_folder import list_images
 from vitedge.runtimes.load import load_encoder
 from vitedge.runtimes.manifest import artifact_folders
 
