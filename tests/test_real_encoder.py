@@ -16,7 +16,7 @@ from tests.tiny import PHOTOGRAPHS, REAL_ENCODER, needs_shared
 from vitedge.calibration.images import batches, scan
 from vitedge.cli import app
 from vitedge.converters.checkpoint import load_checkpoint
-from vitedge.quantization.encoder import forward
+from vitedge.quantization.encoder import float_linear, forward
 from vitedge.quantization.fake import fake_quantized_linear
 from vitedge.quantization.plan import load_plan
 from vitedge.quantization.quantize import apply_rewrites
@@ -54,6 +54,20 @@ def test_real_encoder_keeps_its_floors(built: Path, runtime: str) -> None:
     sizes = [load_manifest(folder / runtime).size_bytes for folder in (built, built / "fp32")]
     assert sizes[0] <= 0.28 * sizes[1]
     assert load_manifest(built / runtime).operations.integer_share > 0.9
+
+
+@needs_shared
+def test_float_rewrites_change_nothing(built: Path) -> None:
+    """Centering and smoothing, with this encoder's outlier channels: to 1e-4, of outputs up to 12."""
+    checkpoint = load_checkpoint(str(REAL_ENCODER))
+    rewritten = apply_rewrites(checkpoint.encoder, load_plan(built))
+    assert any((rewritten.tensors[name] != tensor).any() for name, tensor in checkpoint.encoder.tensors.items())
+    pixels = next(batches(scan(PHOTOGRAPHS / "evaluation", 4), checkpoint.preprocessing, 4))
+    expected, found = (
+        forward(encoder, pixels, float_linear(encoder))["last_hidden_state"]
+        for encoder in (checkpoint.encoder, rewritten)
+    )
+    assert np.abs(found - expected).max() < 1e-4
 
 
 @needs_shared

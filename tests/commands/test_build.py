@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -21,7 +22,7 @@ from tests.tiny import save_checkpoint, save_images
 from vitedge.benchmarks.machine import describe_machine
 from vitedge.commands import build, verify
 from vitedge.runtimes.load import load_encoder
-from vitedge.runtimes.manifest import load_manifest
+from vitedge.runtimes.manifest import Manifest, load_manifest
 
 FILES = {"onnx": {"model.onnx"}, "openvino": {"model.xml", "model.bin"}, "tflite": {"model.tflite"}}
 
@@ -47,6 +48,21 @@ def test_build_leaves_three_artifacts_the_plan_and_a_report(built: Path) -> None
         assert manifest.accuracy is not None
         assert manifest.latency is not None
         assert manifest.latency["machine"]["usable_cores"] > 0
+
+
+def test_nothing_is_exported_twice(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each runtime is lowered once in FP32 and once in INT8, and the images are observed once for all."""
+    lowered: list[tuple[str, bool]] = []
+    lower = build.lower
+
+    def counted(runtime: str, folder: Path, **arguments: Any) -> Manifest:
+        lowered.append((runtime, bool(arguments["linears"])))
+        return lower(runtime, folder, **arguments)
+
+    monkeypatch.setattr(build, "lower", counted)
+    monkeypatch.setattr("vitedge.commands.cpu.lower", counted)
+    assert site.build(tmp_path / "out", "--keep-fp32").exit_code == 0
+    assert sorted(lowered) == sorted((runtime, integer) for runtime in FILES for integer in (False, True))
 
 
 def test_report_tells_how_and_how_well(built: Path, site: Site) -> None:
