@@ -1,6 +1,6 @@
 """How long preprocessing takes, decoding excluded, for photographs of common sizes; beside it Pillow's resize, in C.
 
-One thread: BLAS is told so before numpy is imported. The two run in turns, and give the same pixels. Prints a table, and
+One thread: BLAS is told so before numpy is imported. The two run in turns, and give the same pixels. Prints a table and
 ends in one JSON document.
 
     python -m vitedge.benchmarks.preprocessing
