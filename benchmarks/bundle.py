@@ -23,7 +23,7 @@ from vitedge.runtimes.manifest import FileRecord, Manifest, artifact_folders, lo
 
 _PACKAGE = Path(vitedge.__file__).parent
 # What measures on a device; the rest of the benchmarks needs a host.
-_BENCHMARKS = ("__init__", "best", "flags", "machine", "measure", "process", "results", "speedup", "worker")
+_BENCHMARKS = ("__init__", "best", "flags", "machine", "measure", "memory", "process", "results", "speedup", "worker")
 _MARK = Mark(BUNDLE_FILE, FORMAT, "vitedge bundle")
 _TEMPLATES = Path(__file__).with_name("bundle_files")
 _ZIP_DATE = (1980, 1, 1, 0, 0, 0)  # equal contents give equal bytes

@@ -33,6 +33,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
+from vitedge.benchmarks.memory import memory_bytes
 from vitedge.runtimes.errors import VitedgeError
 from vitedge.runtimes.load import load_encoder
 from vitedge.runtimes.manifest import load_manifest
@@ -66,7 +67,7 @@ def serve(
         if cpus:
             pin(cpus)
         prepare()
-        bare_bytes = _memory_bytes("VmRSS")
+        bare_bytes = memory_bytes("VmRSS")
         start = time.perf_counter_ns()
         encoder, contract = load()
         load_ms = (time.perf_counter_ns() - start) / 1e6
@@ -82,7 +83,7 @@ def serve(
             case {"run": int(count)}:
                 _reply(replies, {"latencies_ms": [_latency_ms(encoder, pixel_values) for _ in range(count)]})
             case {"memory": True}:
-                _reply(replies, {"peak_bytes": _memory_bytes("VmHWM"), "bare_bytes": bare_bytes})
+                _reply(replies, {"peak_bytes": memory_bytes("VmHWM"), "bare_bytes": bare_bytes})
             case {"cpu": True}:
                 _reply(replies, {"cpu_seconds": time.process_time()})
             case {"quit": True}:
@@ -159,16 +160,6 @@ def _latency_ms(encoder: Encode, pixel_values: object) -> float:
     start = time.perf_counter_ns()
     encoder(pixel_values)
     return (time.perf_counter_ns() - start) / 1e6
-
-
-def _memory_bytes(field: str) -> int | None:
-    """A field of Linux's /proc/self/status, such as VmHWM."""
-    try:
-        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return None
-    kibibytes = [line.split()[1] for line in lines if line.startswith(f"{field}:")]
-    return int(kibibytes[0]) * 1024 if kibibytes else None
 
 
 if __name__ == "__main__":

@@ -71,6 +71,7 @@ def test_report_tells_how_and_how_well(built: Path, site: Site) -> None:
     assert (report["calibration"]["images"], report["evaluation"]["images"]) == (36, 24)
     assert set(report["accuracy"]) == set(report["export_max_abs_error"]) == set(FILES)
     assert max(report["export_max_abs_error"].values()) <= 1e-4
+    assert 1e8 < report["peak_bytes"] < 1e10
     for accuracy in report["accuracy"].values():
         assert accuracy["outputs"]["last_hidden_state"]["sqnr_db"] > 25
         assert accuracy["outputs"]["logits"]["cosine_mean"] > 0.995

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from vitedge.benchmarks.measure import measure_all
+from vitedge.benchmarks.memory import memory_bytes
 from vitedge.benchmarks.results import BenchReport
 from vitedge.calibration.images import ImageSet, batches, hold_out, refuse_overlap, scan, too_few_warning
 from vitedge.commands.clock import Clock
@@ -365,6 +366,7 @@ def _report(site: _Site, built: _Built, bench: BenchReport | None, failures: tup
         "gate_failures": list(failures),
         "bench": bench.to_json() if bench else None,
         "seconds": site.clock.seconds,
+        "peak_bytes": memory_bytes("VmHWM"),
         "numpy_version": np.__version__,
     }
 

@@ -291,4 +291,6 @@ def _facts(report: Mapping[str, Any], manifests: Mapping[str, Manifest]) -> Mapp
     tools = next(iter(manifests.values())).tools
     facts["made with"] = ", ".join(f"{name} {version}" for name, version in tools.items())
     facts["build"] = ", ".join(f"{step} {value:.0f} s" for step, value in seconds.items())
+    if report["peak_bytes"] is not None:
+        facts["build"] += f"; {report['peak_bytes'] / 1e9:.1f} GB at its peak"
     return facts
