@@ -14,8 +14,9 @@ $(VENV)/.installed: $(SOURCES)
 demo: $(VENV)/.installed
 	$(BIN)/vitedge demo
 
+# Two processes, each with one thread for PyTorch: more memory than that of a laptop is not asked for.
 test: $(VENV)/.installed lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
 
 # A bundle's self-test on two emulated ARM64 CPUs; part of `make test` too. Needs Debian's apt and qemu-user-static.
 test-arm64: $(VENV)/.installed

@@ -22,7 +22,7 @@ from vitedge.commands.clock import Clock
 from vitedge.commands.cpu import choose, plan_for_cpu
 from vitedge.commands.npu import plan_for_npu, read_plan
 from vitedge.commands.request import NPU, BuildRequest
-from vitedge.commands.verify import judge
+from vitedge.commands.verify import judge, tell_skipped
 from vitedge.console import Console
 from vitedge.converters.checkpoint import Checkpoint, load_checkpoint, random_checkpoint
 from vitedge.converters.folders import REPORT_FILE, REPORT_FORMAT, check_replaceable, replacing_folder
@@ -43,7 +43,6 @@ __all__ = ["BuildRefusedError", "BuildRequest", "BuildResult", "build"]
 
 _EXPORT_CHECK_IMAGES = 4
 _HELD_OUT_IMAGES = 256
-_SKIPPED_NAMED = 5
 # A plan that a gate refuses is followed by one that predicts so much more, so often.
 _TIGHTER_DB, _TIGHTENINGS = 2.0, 6
 
@@ -156,11 +155,8 @@ def _image_sets(request: BuildRequest, console: Console) -> tuple[ImageSet, Imag
         else:
             evaluation = hold_out(calibration, _HELD_OUT_IMAGES, advance)
     for name, images in (("calibration", calibration), ("evaluation", evaluation)):
-        skipped = images.skipped if images else ()
-        for path, reason in skipped[:_SKIPPED_NAMED]:
-            console.warn(f"{name} image skipped: {path}: {reason}")
-        if len(skipped) > _SKIPPED_NAMED:
-            console.warn(f"{len(skipped) - _SKIPPED_NAMED} more {name} images skipped")
+        if images is not None:
+            tell_skipped(name, images, console)
     if evaluation is None:
         console.warn("no images left to judge on: pass --eval DIR to measure accuracy")
     else:

@@ -16,6 +16,7 @@ from vitedge.runtimes.instruction_sets import X86
 from vitedge.runtimes.load import load_encoder
 from vitedge.runtimes.manifest import Manifest, artifact_folders, load_manifest
 
+_SKIPPED_NAMED = 5
 _BATCH = 8
 
 
@@ -54,6 +55,14 @@ def judge(
         name: comparison.result(labels=images.labels, model_labels=checkpoint.labels)
         for name, comparison in comparisons.items()
     }
+
+
+def tell_skipped(what: str, images: ImageSet, console: Console) -> None:
+    """Names the images of a set that were left out, or the first of many."""
+    for path, reason in images.skipped[:_SKIPPED_NAMED]:
+        console.warn(f"{what} image skipped: {path}: {reason}")
+    if (more := len(images.skipped) - _SKIPPED_NAMED) > 0:
+        console.warn(f"{more} more {what} images skipped")
 
 
 def _saturation_doubt(manifest: Manifest) -> str:
@@ -112,8 +121,7 @@ def _evaluation_images(folder: Path, manifest: Manifest, console: Console) -> Im
     """The images of a folder but for those that the artifact was calibrated on: accuracy on them would flatter."""
     with console.bar("Reading evaluation images") as advance:
         found = scan(folder, None, advance)
-    for path, reason in found.skipped:
-        console.warn(f"evaluation image skipped: {path}: {reason}")
+    tell_skipped("evaluation", found, console)
     if "seen" not in manifest.calibration:
         console.warn(f"{manifest.runtime}: its manifest does not say which images calibrated it; judge on others")
     images = found.unseen(manifest.calibration.get("seen", ()))
