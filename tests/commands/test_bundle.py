@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -14,7 +12,7 @@ import numpy as np
 import pytest
 
 from tests.commands.conftest import Site, contents
-from tests.commands.device_side import ABSENT, PROGRAM, checks_of, on_device
+from tests.commands.device_side import checks_of, on_device
 from tests.telemetry import left_behind, watch
 from vitedge.converters.golden import write_with_artifacts
 from vitedge.runtimes.bundle import load_bundle
@@ -23,16 +21,6 @@ from vitedge.runtimes.golden import GOLDEN_FOLDER, load_golden, read_golden
 from vitedge.runtimes.load import load_encoder
 from vitedge.runtimes.manifest import load_manifest
 from vitedge.runtimes.saturation import Saturation, UnsafeLinear
-
-HIDDEN = """
-import importlib.metadata as metadata
-known = metadata.version
-def version(name):
-    if name in {names!r}:
-        raise metadata.PackageNotFoundError(name)
-    return known(name)
-metadata.version = version
-"""
 
 
 def test_device_without_host_packages_passes(bundled: Path) -> None:
@@ -68,11 +56,8 @@ def test_decoding_is_tested_where_opencv_is(bundled: Path) -> None:
 
 def test_one_runtime_is_enough_and_none_is_not(bundled: Path) -> None:
     """A runtime is absent if its distribution is."""
-    for names, code in ((("openvino", "ai-edge-litert"), 0), (("openvino", "ai-edge-litert", "onnxruntime"), 1)):
-        program = HIDDEN.format(names=names) + PROGRAM.format(absent=set(ABSENT), arguments=["selftest"])
-        result = subprocess.run(
-            [sys.executable, "-c", program], cwd=bundled, capture_output=True, text=True, check=False
-        )
+    for hidden, code in ((("openvino", "ai-edge-litert"), 0), (("openvino", "ai-edge-litert", "onnxruntime"), 1)):
+        result = on_device(bundled, "selftest", hidden=hidden)
         assert result.returncode == code, result.stdout
         assert "SKIP  inference tflite        ai-edge-litert is not installed here" in result.stdout
     assert "no runtime is installed here" in result.stdout

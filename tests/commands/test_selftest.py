@@ -1,6 +1,5 @@
 """A bundle's self-test: each kind of fault is found in its own step, with its cause, and the others pass."""
 
-import hashlib
 import json
 import shutil
 from dataclasses import replace
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.commands.device_side import checks_of
+from tests.commands.device_side import checks_of, sealed
 from vitedge.runtimes.errors import ArtifactError, ImageError
 from vitedge.runtimes.golden import GOLDEN_FOLDER, Golden, read_golden
 from vitedge.runtimes.instruction_sets import kind_of
@@ -23,16 +22,6 @@ from vitedge.runtimes.selftest import Check, selftest
 @pytest.fixture
 def copy(bundled: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(bundled, tmp_path / "bundle"))
-
-
-def sealed(folder: Path) -> None:
-    """Writes hashes of files that were changed on purpose, so that only what follows from the change is found."""
-    for name, root in (("golden.json", folder / GOLDEN_FOLDER), ("bundle.json", folder)):
-        document = json.loads((root / name).read_text())
-        for file, record in document["files"].items():
-            data = (root / file).read_bytes()
-            record |= {"sha256": hashlib.sha256(data).hexdigest(), "size_bytes": len(data)}
-        (root / name).write_text(json.dumps(document))
 
 
 def test_a_changed_byte_and_a_truncated_file_are_found_before_anything_runs(copy: Path) -> None:
