@@ -434,8 +434,14 @@ def test_artifact_of_another_runtime(site: Site, built: Path, tmp_path: Path) ->
         (("--device", "adb:a", "--device-python", "python3"), "expected an absolute path on the device, found python3"),
         (
             ("--device", "adb:a", "--device-python", "/x", "--benchmark-model", "x"),
-            "expected one of --device-python and --benchmark-model, found both",
+            "leave --device-python and --device-folder out, or --benchmark-model",
         ),
+        (
+            ("--device", "adb:a", "--device-folder", "/x", "--benchmark-model", "x"),
+            "leave --device-python and --device-folder out, or --benchmark-model",
+        ),
+        (("--device", "ssh://a", "--device-folder", "x"), "expected an absolute path on the device, found x"),
+        (("--device", "local", "--device-folder", "/x"), "for a --device"),
         (("--device", "adb:", "--benchmark-model", "x"), "expected adb:SERIAL with a serial that adb devices lists"),
         (("--device", "adb:a b", "--benchmark-model", "x"), "expected adb:SERIAL"),
         (
@@ -445,7 +451,7 @@ def test_artifact_of_another_runtime(site: Site, built: Path, tmp_path: Path) ->
         (("--device", "adb:a", "--benchmark-model", "device:x"), "expected device:/an/absolute/path, found device:x"),
         (("--device", "adb:a", "--no-install"), "leave --no-install and --ssh-config out"),
         (("--device", "ssh://a", "--delegate", "gpu"), "leave --benchmark-model and --delegate out; they are for adb"),
-        (("--benchmark-model", "x"), "are for a --device"),
+        (("--benchmark-model", "x"), "for a --device"),
         (("--device", "ssh://a", "--images", "x"), "they are for this host"),
         (("--device", "ssh://a", "--model", "x"), "they are for this host"),
         (("--images", "x"), "--images is for --vendors, and --model for --torch or --vendors"),
