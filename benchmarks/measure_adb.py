@@ -37,7 +37,7 @@ from vitedge.benchmarks.android import (
     state_after,
     state_flags,
 )
-from vitedge.benchmarks.benchmark_model import Delegate, ToolRun, arguments, parse_run
+from vitedge.benchmarks.benchmark_model import Delegate, ToolRun, arguments, parse_run, why_failed
 from vitedge.benchmarks.devices import DeviceError, DeviceResult
 from vitedge.benchmarks.flags import conditions, pair_flags
 from vitedge.benchmarks.machine import Sensors
@@ -198,7 +198,7 @@ def _run(device: ToolDevice, tool: str, model: _Model, *, threads: int, seconds:
     result = shell(device, script, seconds=_LIMIT_SECONDS + seconds)
     said, _, sensors = result.stdout.partition(SENSORS_BEGIN)
     if result.returncode:
-        result.stdout = said
+        result.stdout = why_failed(said) or said
         raise failure(device, f"benchmark_model on the {model.name} model", result)
     return parse_run(said), parse_state(SENSORS_BEGIN + sensors)
 

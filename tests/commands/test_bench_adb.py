@@ -45,6 +45,22 @@ INFO: Memory footprint delta from the start of the tool (MB): init=20.5 overall=
 finish
 """
 
+# As it prints, and in that order.
+TOO_NEW = """cat >&2 <<'END'
+INFO: STARTING!
+INFO: Log parameter values verbosely: [0]
+INFO: Graph: [int8.tflite]
+INFO: Loaded model int8.tflite
+ERROR: Didn't find op for builtin opcode 'FULLY_CONNECTED' version '12'. An older version of this builtin might be \
+supported. Are you using an old TFLite binary with a newer model?
+
+ERROR: Registration failed.
+
+ERROR: Failed to initialize the interpreter
+ERROR: Benchmarking failed.
+END
+exit 1"""
+
 
 def tool(folder: Path, change: str = "") -> Path:
     path = folder / "benchmark_model"
@@ -260,7 +276,13 @@ def test_no_space(site: Site, built: Path, phone: AdbDevice, tmp_path: Path) -> 
     [
         (
             "echo 'ERROR: Failed to load model' >&2; exit 1",
-            "benchmark_model on the INT8 model failed there (exit code 1): ERROR: Failed to load model",
+            "benchmark_model on the INT8 model failed there (exit code 1): Failed to load model",
+        ),
+        (
+            TOO_NEW,
+            "(exit code 1): Didn't find op for builtin opcode 'FULLY_CONNECTED' version '12'. An older version of this"
+            " builtin might be supported. Are you using an old TFLite binary with a newer model? Likely cause: the"
+            " model is too new for the TFLite in this benchmark_model; take a newer one",
         ),
         ("kill -SEGV $$", "benchmark_model on the INT8 model failed there (exit code 139)"),
         ("echo garbage; exit 0", "expected two lines with count= (warm-up and benchmark) and one of inference timings"),
