@@ -48,7 +48,7 @@ def test_bench_measures_pairs_and_says_so(site: Site, built: Path) -> None:
             assert pair["verdict"]
         names = {f"{name} {kind}" for name in RUNTIMES for kind in ("INT8", "FP32")}
         assert run["best"]["verdict"].split(": ")[1].split(",")[0] in names
-    table = site.vitedge("bench", built / "tflite", "--seconds", "0.2").stdout
+    table = site.vitedge("bench", built / "tflite", "--seconds", "0.2", "--device", "local").stdout  # the default
     assert "FP32 here" in table
     assert "on this machine: tflite" in table
     assert "instruction sets:" in table

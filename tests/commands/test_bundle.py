@@ -1,7 +1,10 @@
 """`vitedge bundle`, and what the device sees of it: isolated, with numpy and one runtime, nothing else importable."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -12,7 +15,7 @@ import numpy as np
 import pytest
 
 from tests.commands.conftest import Site, contents
-from tests.commands.device_side import checks_of, on_device
+from tests.commands.device_side import ABSENT, checks_of, on_device
 from tests.telemetry import left_behind, watch
 from vitedge.converters.golden import write_with_artifacts
 from vitedge.runtimes.bundle import load_bundle
@@ -63,17 +66,58 @@ def test_one_runtime_is_enough_and_none_is_not(bundled: Path) -> None:
     assert "no runtime is installed here" in result.stdout
 
 
-def test_runs_and_benches(bundled: Path) -> None:
-    shown = on_device(bundled, "run", "golden/images/0.png", "--artifact", "onnx", absent=())
-    assert shown.returncode == 0, shown.stderr
-    assert shown.stdout.startswith("golden/images/0.png  ")
-    measured = on_device(bundled, "bench", "--seconds", "0.1", "--json", absent=())
+def test_benches_without_host_packages(bundled: Path) -> None:
+    measured = on_device(bundled, "bench", "--seconds", "0.1", "--json")
     assert measured.returncode == 0, measured.stderr
     document = json.loads(measured.stdout)
     assert document["format"] == "vitedge-benches/2"
     assert document["artifacts"].keys() == document["runs"][0]["pairs"].keys() == {"onnx", "openvino", "tflite"}
-    said = on_device(bundled, "bench", "--seconds", "0.1", "--artifact", "onnx", absent=())
-    assert "onnx      FP32  median" in said.stdout
+    two = ("--artifact", "onnx", "--artifact", "tflite")
+    said = on_device(bundled, "bench", "--seconds", "0.1", *two).stdout
+    assert "onnx      FP32  median" in said
+    assert "tflite    FP32  median" in said
+    assert "openvino" not in said
+    # The processes that measure are isolated too.
+    failed = on_device(bundled, "bench", "--artifact", "onnx", absent=(*ABSENT, "onnxruntime"))
+    assert failed.returncode == 2
+    assert "onnxruntime cannot be imported" in failed.stderr
+
+
+def test_runs_with_opencv_and_asks_for_it(bundled: Path) -> None:
+    arguments = ("run", "golden/images/0.png", "--artifact", "onnx")
+    shown = on_device(bundled, *arguments, absent=[name for name in ABSENT if name != "cv2"])
+    assert shown.returncode == 0, shown.stderr
+    assert shown.stdout.startswith("golden/images/0.png  ")
+    asked = on_device(bundled, *arguments)
+    assert (asked.returncode, asked.stdout) == (2, "")
+    assert "OpenCV decodes image files and cannot be imported" in asked.stderr
+    assert "pip install opencv-python-headless" in asked.stderr
+    assert "Traceback" not in asked.stderr
+
+
+def test_commands_of_its_readme_run(site: Site, built: Path, tmp_path: Path) -> None:
+    """As they stand there, in an environment that they make themselves."""
+    bundle = tmp_path / "bundle"
+    assert site.vitedge("bundle", built / "onnx", "--out", bundle).exit_code == 0
+    texts = [(bundle / name).read_text() for name in ("README.md", "LICENSES.md")]
+    assert not any("$" in text for text in texts)
+    block = texts[0].partition("\n\n    ")[2].partition("\n\n")[0]
+    assert all(word in block for word in ("-m venv", "-r requirements.txt", " selftest", " bench ", " run "))
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    path = f"{Path(sys.executable).parent}:{environment['PATH']}"
+    result = subprocess.run(
+        ["/bin/sh", "-ex"],
+        input=block,
+        cwd=bundle,
+        env={**environment, "PATH": path, "PIP_DISABLE_PIP_VERSION_CHECK": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert "PASS  inference onnx" in result.stdout
+    assert "onnx      INT8  median" in result.stdout
+    assert "golden/images/0.png  " in result.stdout
 
 
 @pytest.mark.parametrize(
