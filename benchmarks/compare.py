@@ -190,8 +190,10 @@ def _parse(path: Path, document: Any) -> Result:
     digest, machine = document.get("source_digest"), None
     runs: Sequence[Mapping[str, Any]] = ()
     if form in ("vitedge-device/1", "vitedge-selftest/1"):
-        whole = form == "vitedge-device/1"
-        selftest, bench = (document["selftest"], document["bench"]) if whole else (document, None)
+        halves: tuple[Any, Any] = (document, None)
+        if form == "vitedge-device/1":
+            halves = (document["selftest"], document["bench"])
+        selftest, bench = halves
         digest = (selftest or bench)["source_digest"]
         _numbers_of_selftest(selftest, artifacts)  # of `benchmark_model` there is none
         machine = _machine(selftest["machine"]) if selftest else None

@@ -65,7 +65,8 @@ def measure_bundle(remote: Remote, bundle: Path, *, threads: int, seconds: float
             needed, or a step failed there.
     """
     size_bytes = sum(path.stat().st_size for path in bundle.rglob("*") if path.is_file())
-    runtimes = [DISTRIBUTIONS[name] for name in load_bundle(bundle).artifacts]
+    artifacts = load_bundle(bundle).artifacts
+    runtimes = [DISTRIBUTIONS[name] for name in artifacts]
     installed_bytes = environment_bytes(runtimes) if remote.install else 0
     place = _probe(remote, int(size_bytes * _SPACE_FACTOR) + installed_bytes, runtimes)
 
@@ -75,8 +76,10 @@ def measure_bundle(remote: Remote, bundle: Path, *, threads: int, seconds: float
         command, options = [made.python, "-m", "vitedge.device"], ["--threads", str(threads), "--json"]
         selftest = _ask(remote, folder, [*command, "selftest", *options], SELFTEST_FORMAT)
         # What gave numbers can be measured, also if they are not near enough to FP32.
-        ran = [check["artifact"] for check in selftest["checks"] if check["step"] == "inference" and check["numbers"]]
-        bench = None
+        judged = [
+            check["artifact"] for check in selftest["checks"] if check["step"] == "inference" and check["numbers"]
+        ]
+        ran, bench = [name for name in artifacts if name in judged], None
         if ran:
             options += ["--seconds", str(seconds), *(word for name in ran for word in ("--artifact", name))]
             bench = _ask(remote, folder, [*command, "bench", *options], BENCH_FORMAT, seconds * len(ran))
