@@ -45,9 +45,12 @@ _PYTHON_KNOWS = ("isa_flags", "architecture", "kernel")
 
 @dataclass(frozen=True)
 class PythonDevice(AdbDevice):
-    """Which device, and which Python there; a `Remote`. A Python among an app's own files runs as that app."""
+    """Which device, which Python there, and a folder there to work in, in place of that of temporary files; a `Remote`.
+    A Python among an app's own files runs as that app.
+    """
 
     python: str = TERMUX_PYTHON
+    folder: str | None = None
 
     install = False
     get_program = adb.NO_ADB

@@ -7,7 +7,16 @@ percentiles, and of equal latencies only `curr` is left):
 
 then a summary. Numbers of six digits and more are in scientific notation. It says of each delegate that it was told to
 use how much of the graph that runs; TFLite's own kernels run the rest, and latencies look plausible all the same.
-Source: tflite/tools/benchmark and tensorflow/core/util/stats_calculator.h of LiteRT and TensorFlow.
+A run that fails tells the reason first and that it failed last, with what followed from the reason in between:
+
+    ERROR: Didn't find op for builtin opcode 'FULLY_CONNECTED' version '12'. An older version of this builtin might be
+    supported. Are you using an old TFLite binary with a newer model?
+    ERROR: Registration failed.
+    ERROR: Failed to initialize the interpreter
+    ERROR: Benchmarking failed.
+
+Source: tflite/tools/benchmark and tensorflow/core/util/stats_calculator.h of LiteRT and TensorFlow; for the failure,
+TensorFlow's issue 50641.
 """
 
 import math
@@ -30,6 +39,9 @@ _BLOCK = re.compile(r"^.*\bcount=\d.*$", re.MULTILINE)
 _FIELD = re.compile(r"\b(\w+)=([^\s(]+)")  # "curr=74516(all same)"
 _SUMMARY = re.compile(r"Inference timings in us: Init: ([^\s,]+), First inference: ([^\s,]+),")
 _MEMORY = re.compile(r"[Mm]emory footprint[^\n:]*\(MB\): init=\S+ overall=(\S+)")
+_ERROR = re.compile(r"^ERROR: *(.*\S)", re.MULTILINE)
+# Operators, versions of them, or a whole format that the tool was built before.
+_TOO_NEW = re.compile(r"builtin opcode|builtin_code out of range|newer model|schema version")
 _DELEGATE = re.compile(
     r"(?:Explicitly applied|Though) (\w+) delegate\b.*\bthe model graph will (?:be )?(completely|partially|not)"
     r"(?: be)? executed by the delegate(?: w/ (\d+) delegate kernels)?"
@@ -111,6 +123,18 @@ def parse_run(text: str) -> ToolRun:
             name: f"{share} (in {count} parts)" if count else share for name, share, count in _DELEGATE.findall(text)
         },
     )
+
+
+def why_failed(text: str) -> str | None:
+    """The reason of a run that failed, of what it printed, and its likely cause; None if it tells no reason."""
+    reasons = _ERROR.findall(text)
+    if not reasons:
+        return None
+    if _TOO_NEW.search(reasons[0]):
+        return (
+            f"{reasons[0]} Likely cause: the model is too new for the TFLite in this benchmark_model; take a newer one"
+        )
+    return str(reasons[0])
 
 
 def _number(what: str, text: str, minimum: float = 1) -> float:

@@ -1,15 +1,16 @@
 """What became slower, larger or less accurate between two results: of two releases, or on two devices.
 
 A result is any document that vitedge prints or writes: `report.json` of a build, what `vitedge verify` and `vitedge
-bench` print with `--json`, with `--device` or without, and what `python -m vitedge.device bench --json` prints. Both
+bench` print with `--json`, with `--device` or without, and what a bundle's self-test and benchmark print with it. Both
 must be of one checkpoint, as far as they say, and latencies are compared for equal threads and batch sizes. An artifact
-or a quantity that only the first result has is a failure: a model that no longer runs is not as good as before. A
-difference that lies within both intervals is called noise, whatever the limits.
+or a quantity that only the first result has is a failure: a model that no longer runs is not as good as
+before. A difference that lies within both intervals is called noise, whatever the limits. What made one of two
+measurements doubtful makes their comparison doubtful: it is told with the verdict, which it does not change.
 """
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,10 +37,11 @@ class Limits:
 
 @dataclass(frozen=True)
 class Value:
-    """A number, and its 95 % interval if it has one."""
+    """A number, its 95 % interval if it has one, and in words what to doubt about it."""
 
     value: float
     interval: tuple[float, float] | None = None
+    flags: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,12 @@ class Change:
     after: Value
     change: float
     verdict: Verdict
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """What to doubt about either number."""
+        sides = (("before", self.before), ("after", self.after))
+        return tuple(f"{side}: {flag}" for side, value in sides for flag in value.flags)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -140,9 +148,10 @@ def missing(before: Result, after: Result) -> tuple[str, ...]:
 
 
 def failures(changes: tuple[Change, ...]) -> tuple[str, ...]:
-    """What became worse than its limit, in words."""
+    """What became worse than its limit, in words, with what to doubt about it."""
     return tuple(
         f"{change.artifact}: {change.quantity} {change.before.value:.5g} → {change.after.value:.5g}"
+        + (f" (doubtful: {'; '.join(change.doubts)})" if change.doubts else "")
         for change in changes
         if change.verdict == "worse" and _kind(change.quantity) not in _TOLD
     )
@@ -178,47 +187,57 @@ def _verdict(before: Value, after: Value, worsening: float, limit: float) -> Ver
 def _parse(path: Path, document: Any) -> Result:
     form = document["format"]
     artifacts: dict[str, dict[str, Value]] = {}
-    digest = document.get("source_digest")
-    if form == "vitedge-device/1":
-        selftest, bench = document["selftest"], document["bench"]
+    digest, machine = document.get("source_digest"), None
+    runs: Sequence[Mapping[str, Any]] = ()
+    if form in ("vitedge-device/1", "vitedge-selftest/1"):
+        halves: tuple[Any, Any] = (document, None)
+        if form == "vitedge-device/1":
+            halves = (document["selftest"], document["bench"])
+        selftest, bench = halves
         digest = (selftest or bench)["source_digest"]
         _numbers_of_selftest(selftest, artifacts)  # of `benchmark_model` there is none
         machine = _machine(selftest["machine"]) if selftest else None
         runs = bench["runs"] if bench else []
     elif form == "vitedge-benches/2":
-        machine, runs = None, document["runs"]
+        runs = document["runs"]
     elif form in ("vitedge-report/1", "vitedge-verify/1"):
         if form == "vitedge-report/1":
             digest = document["source"]["digest"]
-        for name, report in (document["accuracy"] or {}).items():
-            last = report["outputs"]["last_hidden_state"]
-            artifacts[name] = {
-                "SQNR dB": _value(last["sqnr_db"], last["sqnr_db_interval"], positive=False),
-                "CLS cosine mean": _value(last["cosine_mean"], last["cosine_mean_interval"], positive=False),
-            }
-        machine, runs = None, [document["bench"]] if document.get("bench") else []
+        _numbers_of_accuracy(document["accuracy"] or {}, artifacts)
+        runs = [document["bench"]] if document.get("bench") else []
     else:
         raise ValueError(f"format {form}")
     for run in runs:
         machine = _machine(run["machine"])
         for name, pair in run["pairs"].items():
-            delegate = str(run.get("delegate", "none"))
-            numbers = _numbers_of_bench(pair["artifact"], run["threads"], run["batch"], delegate)
-            artifacts.setdefault(name, {}).update(numbers)
+            artifacts.setdefault(name, {}).update(_numbers_of_bench(run, pair))
     return Result(path, machine, artifacts, None if digest is None else str(digest))
 
 
-def _numbers_of_bench(found: Mapping[str, Any], threads: int, batch: int, delegate: str) -> dict[str, Value]:
+def _numbers_of_accuracy(accuracy: Mapping[str, Any], artifacts: dict[str, dict[str, Value]]) -> None:
+    for name, report in accuracy.items():
+        last = report["outputs"]["last_hidden_state"]
+        artifacts[name] = {
+            "SQNR dB": _value(last["sqnr_db"], last["sqnr_db_interval"], positive=False),
+            "CLS cosine mean": _value(last["cosine_mean"], last["cosine_mean_interval"], positive=False),
+        }
+
+
+def _numbers_of_bench(run: Mapping[str, Any], pair: Mapping[str, Any]) -> dict[str, Value]:
+    found, threads, batch = pair["artifact"], run["threads"], run["batch"]
+    delegate = str(run.get("delegate", "none"))  # another processor, not a slower or faster one
     how = "" if (threads, batch) == (1, 1) else f", {threads} threads, batch {batch}"
-    how += "" if delegate == "none" else f", delegate {delegate}"  # another processor, not a slower or faster one
-    numbers = {f"latency ms{how}": _value(found["latency_median_ms"], found["latency_interval_ms"])}
-    for quantity, key in (
-        (f"load ms{how}", "load_ms"),
-        (f"peak bytes{how}", "peak_bytes"),
-        ("file bytes", "size_bytes"),
+    how += "" if delegate == "none" else f", delegate {delegate}"
+    flags = tuple(str(flag) for flag in (*run["flags"], *pair["flags"]))
+    latency = _value(found["latency_median_ms"], found["latency_interval_ms"])
+    numbers = {f"latency ms{how}": replace(latency, flags=flags)}
+    for quantity, key, doubts in (
+        (f"load ms{how}", "load_ms", flags),
+        (f"peak bytes{how}", "peak_bytes", ()),
+        ("file bytes", "size_bytes", ()),
     ):
         if found[key] is not None:
-            numbers[quantity] = _value(found[key])
+            numbers[quantity] = replace(_value(found[key]), flags=doubts)
     return numbers
 
 

@@ -1,8 +1,8 @@
 """What a measurement on a device gives, and how it fails, however the device is reached."""
 
 import subprocess
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from vitedge.runtimes.errors import VitedgeError
@@ -20,12 +20,14 @@ class DeviceResult:
     `benchmark_model`.
     `bench` is that of `bench --json`, or of `measure_over_adb`; None if the files did not arrive whole.
     `left` says what could not be removed there, and how to; None if the device is as it was.
+    `not_installed` says of packages, by name, why they could not be installed there; their artifacts were skipped.
     """
 
     device: str
     selftest: dict[str, Any] | None
     bench: dict[str, Any] | None
     left: str | None = None
+    not_installed: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def passed(self) -> bool:
@@ -37,6 +39,8 @@ class DeviceResult:
         runs = self.bench["runs"] if self.bench else []
         machine = (self.selftest or runs[0])["machine"]
         yield f"{self.device}: {machine['cpu_model'] or machine['architecture']}, {machine['system']}"
+        for package, why in self.not_installed.items():
+            yield f"not installed: {package}: {why}"
         for check in self.selftest["checks"] if self.selftest else ():
             yield f"{check['status'].upper():4}  {check['step']} {check['artifact'] or ''}  {check['found']}"
             if check["cause"]:

@@ -19,6 +19,8 @@ Rounds = Sequence[Sequence[Sequence[float]]]
 _OUTLIER_RATIO, _OUTLIER_SHARE = 1.5, 0.05
 _DRIFT_RATIO = 1.05
 _CLOCK_RATIO = 0.9
+# All cores of a CPU at once reach about 0.8 of what one alone does; boards that throttle go to two thirds and below.
+_LOW_CLOCK_RATIO = 0.7
 # Phones and boards begin to lower their clocks between 80 and 95 °C.
 _HOT_CELSIUS = 85.0
 _STEAL_SHARE = 0.02
@@ -88,6 +90,22 @@ def machine_flags(machine: Machine, *, threads: int, cpus: Sequence[int]) -> tup
     if cores is not None and threads > cores:
         flags.append(f"{threads} threads share {cores} CPU{'s' * (cores > 1)}: use --threads {cores}, or more --cpus")
     return tuple(flags)
+
+
+def clock_flags(max_frequency_mhz: float | None, found: Sequence[Conditions]) -> tuple[str, ...]:
+    """What to doubt about all measurements if the clock was low in each: a device that was hot when they began.
+
+    Args:
+        max_frequency_mhz: Of the fastest CPU that may run them.
+        found: The machine while each was measured.
+    """
+    clocks = [clock for one in found if one.frequency_mhz for clock in one.frequency_mhz]
+    if max_frequency_mhz is None or not clocks or max(clocks) >= _LOW_CLOCK_RATIO * max_frequency_mhz:
+        return ()
+    return (
+        f"the clock was at {max(clocks):.0f} of {max_frequency_mhz:.0f} MHz at most, all along: throttled from the"
+        " start, or limited; let it cool, and look at its power supply and governor",
+    )
 
 
 def outlier_share(latencies_ms: ArrayLike) -> float:

@@ -64,14 +64,16 @@ class Machine:
     """The machine, as it was when `describe_machine` was called; None where the system does not say.
 
     `isa_flags` are the instruction sets that matter to INT8 inference, in Linux's spelling; empty means unknown, since
-    every CPU that can run a wrapper has one of them. `usable_cores` counts those that this process may run on.
-    `governor`, `frequency_mhz` and `max_frequency_mhz` are of those cores; of different ones, all governors and the
-    highest frequencies. `load_average_1min` counts processes that ran or waited during the last minute.
+    every CPU that can run a wrapper has one of them. `affinity` are the CPUs that this process may run on, empty where
+    the system has no such notion, and `usable_cores` their number, or that of all. `governor`, `frequency_mhz` and
+    `max_frequency_mhz` are of those CPUs; of different ones, all governors and the highest frequencies.
+    `load_average_1min` counts processes that ran or waited during the last minute.
     """
 
     cpu_model: str | None
     architecture: str | None
     usable_cores: int | None
+    affinity: tuple[int, ...]
     isa_flags: tuple[str, ...]
     governor: str | None
     frequency_mhz: float | None
@@ -101,6 +103,17 @@ class Sensors:
 
     frequency_mhz: float | None
     temperature_celsius: float | None
+
+
+@dataclass(frozen=True)
+class State(Sensors):
+    """What a measurement may change, or depend on, before and after it. The battery is that of the machine itself."""
+
+    battery_percent: float | None
+    battery_status: str | None
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -135,6 +148,7 @@ def describe_machine(root: Path = Path("/"), *, cpus: Sequence[int] = ()) -> Mac
         cpu_model=name,
         architecture=platform.machine() or None,
         usable_cores=len(usable) or os.cpu_count(),
+        affinity=usable,
         isa_flags=flags,
         governor=", ".join(sorted(set(_of_cores(root, cores, "scaling_governor")))) or None,
         frequency_mhz=sensors.frequency_mhz,
@@ -154,6 +168,17 @@ def read_sensors(root: Path = Path("/"), *, cpus: Sequence[int] = ()) -> Sensors
     frequencies = _of_cores(root, tuple(cpus) or _usable_cores(), "scaling_cur_freq")
     frequency_mhz = _highest(frequencies, 1000) or _highest(_fields(_text(root / "proc/cpuinfo") or "", "cpu MHz"), 1)
     return Sensors(frequency_mhz, _temperature(root))
+
+
+def read_state(root: Path = Path("/"), *, cpus: Sequence[int] = ()) -> State:
+    """What `read_sensors` reads, and the battery."""
+    sensors = read_sensors(root, cpus=cpus)
+    for supply in sorted((root / "sys/class/power_supply").glob("*")):
+        # A mouse has one too; its scope is Device (Documentation/ABI/testing/sysfs-class-power of Linux).
+        if (_word(supply / "type"), _word(supply / "scope")) in (("battery", None), ("battery", "system")):
+            percent = next(iter(_numbers([_word(supply / "capacity") or ""])), None)
+            return State(sensors.frequency_mhz, sensors.temperature_celsius, percent, _word(supply / "status"))
+    return State(sensors.frequency_mhz, sensors.temperature_celsius, None, None)
 
 
 def cpu_times(root: Path = Path("/")) -> CpuTimes | None:
@@ -235,6 +260,11 @@ def _load_average() -> float | None:
 def _fields(text: str, name: str) -> list[str]:
     """All values of `name : value` lines."""
     return re.findall(rf"^{re.escape(name)}[ \t]*:[ \t]*(.*\S)", text, re.MULTILINE)
+
+
+def _word(path: Path) -> str | None:
+    """The contents of a file of one word, in small letters."""
+    return (_text(path) or "").strip().lower() or None
 
 
 def _highest(texts: list[str], divisor: int) -> float | None:

@@ -23,8 +23,8 @@ from typing import Protocol
 
 import numpy as np
 
-from vitedge.benchmarks.flags import conditions, machine_flags, outlier_share, pair_flags
-from vitedge.benchmarks.machine import cpu_times, describe_machine, read_sensors
+from vitedge.benchmarks.flags import clock_flags, conditions, machine_flags, outlier_share, pair_flags
+from vitedge.benchmarks.machine import cpu_times, describe_machine, read_sensors, read_state
 from vitedge.benchmarks.process import BenchmarkError, Command, Worker, running, worker_command
 from vitedge.benchmarks.results import ArtifactResult, BenchReport, PairResult, RivalResult
 from vitedge.benchmarks.speedup import Speedup, median_interval, speedup_of
@@ -82,15 +82,17 @@ def measure_all(
         ArtifactError: A folder is not an artifact.
         BenchmarkError: A measuring process cannot load its artifact, died, or hung.
     """
-    machine = describe_machine(cpus=cpus)
+    machine, before = describe_machine(cpus=cpus), read_state(cpus=cpus)
     results = {}
     for name, (artifact, twin) in pairs.items():
         results[name] = measure_pair(
             artifact, twin, threads=threads, batch=batch, seconds=seconds, cpus=cpus, rivals=rivals.get(name, ())
         )
         progress(1)
-    flags = machine_flags(machine, threads=threads, cpus=cpus)
-    return BenchReport(machine, threads, batch, tuple(cpus), results, flags, dict(sqnr_db))
+    after = read_state(cpus=cpus)
+    clocks = clock_flags(machine.max_frequency_mhz, [pair.conditions for pair in results.values()])
+    flags = (*machine_flags(machine, threads=threads, cpus=cpus), *clocks)
+    return BenchReport(machine, threads, batch, tuple(cpus), results, before, after, flags, dict(sqnr_db))
 
 
 def measure_pair(

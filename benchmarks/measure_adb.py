@@ -37,9 +37,9 @@ from vitedge.benchmarks.android import (
     state_after,
     state_flags,
 )
-from vitedge.benchmarks.benchmark_model import Delegate, ToolRun, arguments, parse_run
+from vitedge.benchmarks.benchmark_model import Delegate, ToolRun, arguments, parse_run, why_failed
 from vitedge.benchmarks.devices import DeviceError, DeviceResult
-from vitedge.benchmarks.flags import conditions, pair_flags
+from vitedge.benchmarks.flags import Conditions, clock_flags, conditions, pair_flags
 from vitedge.benchmarks.machine import Sensors
 from vitedge.benchmarks.results import FORMAT
 from vitedge.benchmarks.speedup import median_interval, speedup_of
@@ -124,7 +124,8 @@ def _measured(device: ToolDevice, models: Sequence[_Model], folder: str, threads
     machine, before = identify(device), read_state(device)
     rounds, sensors = _rounds(device, tool, models, threads=threads, seconds=seconds / _ROUNDS / len(models))
     after, doubts = state_after(device)
-    pair = _pair(device, models, rounds, sensors, threads)
+    found = conditions(sensors, None, None, 0.0)
+    pair = _pair(device, models, rounds, found, threads)
     run = {
         "format": FORMAT,
         "machine": machine.to_json(),
@@ -136,7 +137,11 @@ def _measured(device: ToolDevice, models: Sequence[_Model], folder: str, threads
         "before": before.to_json(),
         "after": after.to_json(),
         "pairs": {_RUNTIME: pair},
-        "flags": [*state_flags(machine, before, after), *doubts],
+        "flags": [
+            *state_flags(machine, before, after),
+            *clock_flags(machine.max_frequency_mhz, [found]),
+            *doubts,
+        ],
     }
     bench = {
         "format": "vitedge-benches/2",
@@ -198,7 +203,7 @@ def _run(device: ToolDevice, tool: str, model: _Model, *, threads: int, seconds:
     result = shell(device, script, seconds=_LIMIT_SECONDS + seconds)
     said, _, sensors = result.stdout.partition(SENSORS_BEGIN)
     if result.returncode:
-        result.stdout = said
+        result.stdout = why_failed(said) or said
         raise failure(device, f"benchmark_model on the {model.name} model", result)
     return parse_run(said), parse_state(SENSORS_BEGIN + sensors)
 
@@ -207,12 +212,11 @@ def _pair(
     device: ToolDevice,
     models: Sequence[_Model],
     rounds: Sequence[Sequence[ToolRun]],
-    sensors: Sequence[Sensors],
+    found: Conditions,
     threads: int,
 ) -> dict[str, Any]:
     """As in `results.PairResult`, with what `benchmark_model` tells of each artifact."""
     latencies_ms = [[[run.latency_ms] for run in runs] for runs in rounds]
-    found = conditions(sensors, None, None, 0.0)
     names = [model.name for model in models]
     columns = list(zip(*rounds, strict=True))
     results = [_result(model, runs) for model, runs in zip(models, columns, strict=True)]

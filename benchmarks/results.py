@@ -7,7 +7,7 @@ from typing import Any
 
 from vitedge.benchmarks.best import Best, Candidate, best_of
 from vitedge.benchmarks.flags import Conditions
-from vitedge.benchmarks.machine import Machine
+from vitedge.benchmarks.machine import Machine, State
 from vitedge.benchmarks.speedup import Speedup
 
 FORMAT = "vitedge-bench/2"
@@ -87,7 +87,8 @@ class PairResult:
 class BenchReport:
     """Several pairs, by name, and the machine they were measured on.
 
-    `cpus` are those that the processes were pinned to; empty if they were not. `sqnr_db` is the accuracy of artifacts,
+    `cpus` are those that the processes were pinned to; empty if they were not. `before` and `after` are the machine's
+    state around all of them. `sqnr_db` is the accuracy of artifacts,
     by name, as far as it is known.
     """
 
@@ -96,6 +97,8 @@ class BenchReport:
     batch: int
     cpus: tuple[int, ...]
     pairs: Mapping[str, PairResult]
+    before: State
+    after: State
     flags: tuple[str, ...] = ()
     sqnr_db: Mapping[str, float] = field(default_factory=dict)
 
@@ -127,6 +130,8 @@ class BenchReport:
             "threads": self.threads,
             "batch": self.batch,
             "cpus": list(self.cpus),
+            "before": self.before.to_json(),
+            "after": self.after.to_json(),
             "pairs": pairs,
             "best": self.best.to_json(),
             "flags": list(self.flags),

@@ -27,7 +27,8 @@ class SshDevice:
     """Where it is, and how to use it; a `Remote`.
 
     `python` is the interpreter there. Unless `install`, that one runs the bundle, with the packages that it has.
-    `config` is a file for `ssh -F` in place of the user's own.
+    `folder` is one there to work in, in place of that of temporary files. `config` is a file for `ssh -F` in place of
+    the user's own.
     """
 
     host: str
@@ -35,6 +36,7 @@ class SshDevice:
     port: int | None = None
     python: str = "python3"
     install: bool = True
+    folder: str | None = None
     config: Path | None = None
 
     get_program = "ssh is not installed here: install OpenSSH's client (Debian: openssh-client)"

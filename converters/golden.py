@@ -1,8 +1,8 @@
 """Writes golden vectors (`runtimes/golden.py`): a build writes images and FP32, bundles add what artifacts gave.
 
 Tolerances are calibrated, not chosen: on another CPU an artifact's integers round otherwise, which is like a tiny
-change of its input. So it runs on inputs that are changed a little, and a device may be as far from FP32 as twice the
-worst of these runs. There is one for each kind of CPU (`runtimes/instruction_sets.py`):
+change of its input. So it runs on inputs that are changed a little, and each output of a device may be as far from FP32
+as twice the worst of these runs. There is one for each kind of CPU (`runtimes/instruction_sets.py`):
 
 - x86-vnni: the host's own, where it has VNNI. Kernels of another version or number of threads round floats otherwise.
 - x86: the same integer sums as with VNNI, if the certificate proves that no pair saturates, or the wrapper takes
@@ -123,8 +123,8 @@ def write_with_artifacts(source: Path, artifacts: Mapping[str, Path], folder: Pa
         found = encoder(golden.encoder_input())
         outputs[name] = _write_outputs(folder, name, {key: found[key] for key in expected})
         runs = [found, *(encoder(noisy) for noisy in _noisy(golden.encoder_input()))]
-        last = [fidelity(expected["last_hidden_state"], run["last_hidden_state"]) for run in runs]
-        tolerances[name] = dict.fromkeys((*encoder.manifest.exact_in_wrapper, ANY), tolerance(last))
+        bounds = {key: tolerance([fidelity(wanted, run[key]) for run in runs]) for key, wanted in expected.items()}
+        tolerances[name] = dict.fromkeys((*encoder.manifest.exact_in_wrapper, ANY), bounds)
     golden = replace(golden, outputs={**golden.outputs, **outputs}, tolerances=tolerances)
     _save(golden)
     return load_golden(folder)
@@ -207,7 +207,7 @@ def _save(golden: Golden) -> None:
             source: {name: asdict(record) for name, record in named.items()} for source, named in golden.outputs.items()
         },
         "tolerances": {
-            runtime: {name: asdict(bound) for name, bound in named.items()}
+            runtime: {kind: {name: asdict(bound) for name, bound in bounds.items()} for kind, bounds in named.items()}
             for runtime, named in golden.tolerances.items()
         },
         "files": {name: {"sha256": record.sha256, "size_bytes": record.size_bytes} for name, record in files.items()},

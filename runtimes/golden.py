@@ -24,7 +24,7 @@ from vitedge.runtimes.instruction_sets import ANY
 from vitedge.runtimes.manifest import FileRecord, damage
 from vitedge.runtimes.preprocess import Preprocessing
 
-FORMAT = "vitedge-golden/1"
+FORMAT = "vitedge-golden/2"
 GOLDEN_FILE, GOLDEN_FOLDER = "golden.json", "golden"
 REFERENCE = "fp32"  # key of PyTorch's outputs
 _MAX_JSON_BYTES = 1 << 20
@@ -56,8 +56,8 @@ class ArrayRecord:
 
 @dataclass(frozen=True)
 class Tolerance:
-    """What an artifact's outputs may lose against FP32 at most: `min_cosine` of the class token of each image,
-    `min_sqnr_db` of the whole `last_hidden_state` over all images.
+    """What an output of an artifact may lose against FP32 at most: `min_cosine` of each image's vector, which is the
+    class token where there are tokens; `min_sqnr_db` of all values over all images.
     """
 
     min_cosine: float
@@ -70,7 +70,7 @@ class Golden:
 
     `source_digest` is that of the checkpoint. `inputs` are `resized` and `pixel_values`; `outputs` are by runtime, or
     `REFERENCE`, then by name; `tolerances` by runtime, then by kind of CPU (`instruction_sets.py`), with `ANY` always
-    among them. A kind that is missing has none: the artifact promises nothing there.
+    among them, then by output, all of them. A kind that is missing has none: the artifact promises nothing there.
     """
 
     folder: Path
@@ -79,7 +79,7 @@ class Golden:
     images: tuple[GoldenImage, ...]
     inputs: Mapping[str, ArrayRecord]
     outputs: Mapping[str, Mapping[str, ArrayRecord]]
-    tolerances: Mapping[str, Mapping[str, Tolerance]]
+    tolerances: Mapping[str, Mapping[str, Mapping[str, Tolerance]]]
     files: Mapping[str, FileRecord]
 
     def array(self, record: ArrayRecord) -> NDArray[Any]:
@@ -177,7 +177,10 @@ def _parse(folder: Path, document: Any) -> Golden:
             for source, named in mapping(document["outputs"]).items()
         },
         tolerances={
-            runtime: {name: _tolerance(entry) for name, entry in mapping(named).items()}
+            runtime: {
+                kind: {name: _tolerance(entry) for name, entry in mapping(bounds).items()}
+                for kind, bounds in mapping(named).items()
+            }
             for runtime, named in mapping(document.get("tolerances", {})).items()
         },
         files=files,
@@ -205,6 +208,13 @@ def _check(golden: Golden) -> None:
             raise ArtifactError(f"outputs of {source}: expected {expected} for {images} images, found {found}")
     if unbounded := [runtime for runtime, named in golden.tolerances.items() if ANY not in named]:
         raise ArtifactError(f"tolerances of {', '.join(unbounded)}: expected some for kind {ANY!r} of CPU")
+    for runtime, kinds in golden.tolerances.items():
+        for kind, bounds in kinds.items():
+            if bounds.keys() != golden.outputs[REFERENCE].keys():
+                raise ArtifactError(
+                    f"tolerances of {runtime} for {kind}: expected {', '.join(golden.outputs[REFERENCE])}, found"
+                    f" {', '.join(bounds)}"
+                )
     named = [record.file for record in golden.inputs.values()]
     named += [record.file for outputs in golden.outputs.values() for record in outputs.values()]
     named += [file for image in golden.images for file in (image.file, image.pixels)]

@@ -4,7 +4,7 @@
     decoding        are the PNGs decoded to the same pixels?                 equal; needs OpenCV, else skipped
     cpu             is each artifact exact on this kind of CPU?              certificate of saturation; before it runs
     preprocessing   does each artifact's contract give the golden input?     pixels equal, floats to 1e-6
-    inference       is each artifact as near to FP32 as it may be?           cosine and SQNR within the tolerance
+    inference       is every output as near to FP32 as it may be?            cosine and SQNR within the tolerance
 
 Bounds are against FP32: integers round otherwise on another CPU, so that INT8 outputs never agree bit by bit.
 """
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from vitedge.runtimes.encoder import DISTRIBUTIONS, installed_version, is_older
 from vitedge.runtimes.errors import ImageError, RuntimeMissingError, VitedgeError
-from vitedge.runtimes.golden import Golden
+from vitedge.runtimes.golden import Golden, Tolerance
 from vitedge.runtimes.image import read_image
 from vitedge.runtimes.instruction_sets import ANY, X86
 from vitedge.runtimes.load import load_encoder
@@ -27,10 +27,11 @@ from vitedge.runtimes.manifest import Manifest
 
 Status = Literal["pass", "fail", "skip"]
 _MAX_INPUT_ERROR = 1e-6
+_FIRST = "last_hidden_state"  # the output that every encoder has
 
 
 class Fidelity(NamedTuple):
-    """To FP32: the worst cosine of class tokens over the images, and SQNR in dB over all values."""
+    """An output's to FP32: the worst cosine of the images' vectors, and SQNR in dB over all values."""
 
     cosine_worst: float
     sqnr_db: float
@@ -175,28 +176,46 @@ def _inference(
 
 
 def _judged(golden: Golden, name: str, outputs: Mapping[str, NDArray[Any]], kind: str, *, may_saturate: bool) -> Check:
+    """Every output is judged; the check tells of `last_hidden_state`, and of what fails."""
     expected, host = golden.expected(), golden.expected(name)
-    bound = golden.tolerances[name].get(kind)
-    cosine, sqnr_db = fidelity(expected["last_hidden_state"], outputs["last_hidden_state"])
-    host_cosine, host_db = fidelity(expected["last_hidden_state"], host["last_hidden_state"])
-    numbers = {
-        "cosine_worst": cosine,
-        "sqnr_db": sqnr_db,
-        "host_cosine_worst": host_cosine,
-        "host_sqnr_db": host_db,
-    }
-    found = f"{sqnr_db:.1f} dB and a worst cosine of {cosine:.4f} to FP32"
-    there = f"{host_db:.1f} and {host_cosine:.4f} on the host"
-    if bound is None:
-        return Check("inference", name, "skip", f"{found}; no bound holds for {kind}, {there}", None, numbers)
-    numbers |= {"min_cosine": bound.min_cosine, "min_sqnr_db": bound.min_sqnr_db}
-    found = f"{found}; at least {bound.min_sqnr_db:.1f} and {bound.min_cosine:.4f} asked, {there}"
-    if cosine >= bound.min_cosine and sqnr_db >= bound.min_sqnr_db:
-        return Check("inference", name, "pass", found, None, numbers)
+    bounds = golden.tolerances[name].get(kind)
+    found, there = (
+        {key: fidelity(wanted, values[key]) for key, wanted in expected.items()} for values in (outputs, host)
+    )
+    numbers: dict[str, float] = {}
+    for key in expected:
+        prefix = "" if key == _FIRST else f"{key}_"
+        numbers |= {prefix + what: value for what, value in found[key]._asdict().items()}
+        numbers |= {f"{prefix}host_{what}": value for what, value in there[key]._asdict().items()}
+        if bounds is not None:
+            numbers |= {prefix + what: value for what, value in asdict(bounds[key]).items()}
+    if bounds is None:
+        words = f"{_near(found[_FIRST])}; no bound holds for {kind}, {_on_the_host(there[_FIRST])}"
+        return Check("inference", name, "skip", words, None, numbers)
+    far = [key for key, one in found.items() if not _within(one, bounds[key])]
+    words = "; ".join(
+        f"{'' if key == _FIRST else f'{key}: '}{_near(found[key])}; at least {bounds[key].min_sqnr_db:.1f} and"
+        f" {bounds[key].min_cosine:.4f} asked, {_on_the_host(there[key])}"
+        for key in far or [_FIRST]
+    )
+    if not far:
+        return Check("inference", name, "pass", words, None, numbers)
     cause = _cause("computes otherwise than on the host")
     if may_saturate:
         cause = f"saturation, if this is an x86 CPU without VNNI: build with --target avx2; or {cause}"
-    return Check("inference", name, "fail", found, cause, numbers)
+    return Check("inference", name, "fail", words, cause, numbers)
+
+
+def _within(found: Fidelity, bound: Tolerance) -> bool:
+    return found.cosine_worst >= bound.min_cosine and found.sqnr_db >= bound.min_sqnr_db
+
+
+def _near(found: Fidelity) -> str:
+    return f"{found.sqnr_db:.1f} dB and a worst cosine of {found.cosine_worst:.4f} to FP32"
+
+
+def _on_the_host(found: Fidelity) -> str:
+    return f"{found.sqnr_db:.1f} and {found.cosine_worst:.4f} on the host"
 
 
 def _cause(what: str) -> str:
@@ -204,13 +223,18 @@ def _cause(what: str) -> str:
 
 
 def fidelity(expected: NDArray[Any], found: NDArray[Any]) -> Fidelity:
-    """Of two float32 [images, tokens, hidden]."""
-    one, other = expected[:, 0].astype(np.float64), found[:, 0].astype(np.float64)
+    """Of two float32 [images, tokens, hidden] or [images, values]."""
+    one, other = (_vectors(values).astype(np.float64) for values in (expected, found))
     norms = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
     cosines = (one * other).sum(1) / np.maximum(norms, 1e-30)
     noise = float(np.square(found.astype(np.float64) - expected).sum())
     signal = float(np.square(expected.astype(np.float64)).sum())
     return Fidelity(float(cosines.min()), float(10 * np.log10(max(signal, 1e-30) / max(noise, 1e-30))))
+
+
+def _vectors(values: NDArray[Any]) -> NDArray[Any]:
+    """One per image: the class token, where there are tokens."""
+    return values[:, 0] if values.ndim == 3 else values
 
 
 def lines(checks: Collection[Check]) -> Iterator[str]:

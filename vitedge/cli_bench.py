@@ -51,6 +51,10 @@ def bench(
         str | None,
         typer.Option(help="Python 3.11 or newer there. Default: python3; over adb, Termux's.", show_default=False),
     ] = None,
+    device_folder: Annotated[
+        str | None,
+        typer.Option(help="Folder there to work in. Default: that of temporary files.", show_default=False),
+    ] = None,
     no_install: Annotated[
         bool, typer.Option("--no-install", help="ssh: use the packages that the device's Python has.")
     ] = False,
@@ -108,6 +112,7 @@ def bench(
             where = parse_device(
                 device,
                 python=device_python,
+                folder=device_folder,
                 install=not no_install,
                 config=ssh_config,
                 benchmark_model=benchmark_model,
@@ -115,9 +120,10 @@ def bench(
             )
             _bench_on_device(artifact, where, several[0], seconds, as_json, quiet)
             return
-        if device_python is not None or no_install or ssh_config or benchmark_model or delegate:
+        if device_python or device_folder or no_install or ssh_config or benchmark_model or delegate:
             raise VitedgeError(
-                "--device-python, --no-install, --ssh-config, --benchmark-model and --delegate are for a --device"
+                "--device-python, --device-folder, --no-install, --ssh-config, --benchmark-model and --delegate are"
+                " for a --device"
             )
         if (images is not None and not vendors) or (model is not None and not (torch or vendors)):
             raise VitedgeError("--images is for --vendors, and --model for --torch or --vendors")

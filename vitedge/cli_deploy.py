@@ -99,7 +99,8 @@ def report(
 @deploy.command()
 def compare(
     before: Annotated[
-        Path, typer.Argument(help="A result: report.json of a build, or what verify or bench --json says.")
+        Path,
+        typer.Argument(help="A result: report.json of a build, or what verify, bench or a self-test printed."),
     ],
     after: Annotated[Path, typer.Argument(help="Another, of a later release or of another device.")],
     max_slowdown: Annotated[str, typer.Option(help="Largest slowdown, such as 5%.")] = "5%",
@@ -111,6 +112,8 @@ def compare(
     as_json: Json = False,
 ) -> None:
     """What became slower, larger or less accurate between two results; exit code 1 if something did.
+
+    What made one of two measurements doubtful is told with the verdict, and changes no exit code.
 
     Example: `vitedge compare old/report.json new/report.json --max-slowdown 3%`
     """

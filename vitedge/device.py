@@ -16,7 +16,7 @@ import argparse
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -118,10 +118,10 @@ def _bench(bundle: Bundle, options: argparse.Namespace) -> int:
     return 0
 
 
-def _artifacts(bundle: Bundle, wanted: str | None) -> Artifacts:
-    if wanted is not None and wanted not in bundle.artifacts:
-        raise ArtifactError(f"--artifact: expected one of {', '.join(bundle.artifacts)}, found {wanted}")
-    folders = {name: bundle.folder / path for name, path in bundle.artifacts.items() if wanted in (None, name)}
+def _artifacts(bundle: Bundle, wanted: Sequence[str]) -> Artifacts:
+    if others := [name for name in wanted if name not in bundle.artifacts]:
+        raise ArtifactError(f"--artifact: expected one of {', '.join(bundle.artifacts)}, found {others[0]}")
+    folders = {name: bundle.folder / path for name, path in bundle.artifacts.items() if not wanted or name in wanted}
     return {name: (folder, load_manifest(folder)) for name, folder in folders.items()}
 
 
@@ -169,7 +169,10 @@ def _parser() -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=words, description=words)
         sub.set_defaults(command=command)
         sub.add_argument("--bundle", type=Path, default=_HERE, help="default: this one")
-        sub.add_argument("--artifact", help="one of the bundle's; default: all, for run the first that is installed")
+        all_of_them = (
+            "one of the bundle's; may be repeated; default: all, of which run takes the first that is installed"
+        )
+        sub.add_argument("--artifact", action="append", default=[], help=all_of_them)
         sub.add_argument("--threads", type=_threads, help="of the runtime")
         if name == "run":
             sub.add_argument("images", nargs="+", type=Path)

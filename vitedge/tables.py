@@ -49,6 +49,7 @@ def comparison_table(before: Any, after: Any, changes: Any) -> RenderableType:
         table.add_column(name, justify="right" if name else "left")
     for change in changes:
         factor = "ms" in change.quantity or "bytes" in change.quantity
+        verdict = "no more than noise" if change.verdict == "noise" else change.verdict
         shown = f"{change.change:.3f}×" if factor else f"{change.change:+.4g}{' dB' * ('dB' in change.quantity)}"
         table.add_row(
             change.artifact,
@@ -56,12 +57,13 @@ def comparison_table(before: Any, after: Any, changes: Any) -> RenderableType:
             f"{change.before.value:.5g}",
             f"{change.after.value:.5g}",
             shown,
-            "no more than noise" if change.verdict == "noise" else change.verdict,
+            f"{verdict}, doubtful" if change.doubts else verdict,
         )
+    lines = dict.fromkeys(f"doubt: {change.artifact}, {doubt}" for change in changes for doubt in change.doubts)
     machines = [machine for machine in (before.machine, after.machine) if machine is not None]
     if len(set(machines)) > 1:
-        return Group(table, f"of different machines: {machines[0]}, then {machines[1]}")
-    return table
+        return Group(table, f"of different machines: {machines[0]}, then {machines[1]}", *lines)
+    return Group(table, *lines)
 
 
 def accuracy_table(accuracy: Mapping[str, Any]) -> RenderableType:

@@ -1,11 +1,12 @@
 """Measurements that nobody made."""
 
 from vitedge.benchmarks.flags import Conditions
-from vitedge.benchmarks.machine import describe_machine
+from vitedge.benchmarks.machine import State, describe_machine
 from vitedge.benchmarks.results import ArtifactResult, BenchReport, PairResult
 from vitedge.benchmarks.speedup import Speedup
 
 QUIET = Conditions(None, None, 0.0, 0.0)
+STATE = State(None, None, None, None)
 
 
 def result(precision: str, latency_ms: float, half_ms: float = 0.1) -> ArtifactResult:
@@ -23,4 +24,4 @@ def pair(int8_ms: float, fp32_ms: float | None, spread: float = 0.01, half_ms: f
 
 
 def report(sqnr_db: dict[str, float] | None = None, /, **pairs: PairResult) -> BenchReport:
-    return BenchReport(describe_machine(), 1, 1, (), pairs, (), sqnr_db or {})
+    return BenchReport(describe_machine(), 1, 1, (), pairs, STATE, STATE, (), sqnr_db or {})

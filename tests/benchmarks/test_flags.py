@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vitedge.benchmarks.flags import Conditions, conditions, machine_flags, outlier_share, pair_flags
+from vitedge.benchmarks.flags import Conditions, clock_flags, conditions, machine_flags, outlier_share, pair_flags
 from vitedge.benchmarks.machine import CpuTimes, Sensors, describe_machine
 
 QUIET = Conditions(None, None, 0.0, 0.0)
@@ -126,3 +126,19 @@ def test_machine() -> None:
     )
     assert machine_flags(machine, threads=2, cpus=(3,)) == ("2 threads share 1 CPU: use --threads 1, or more --cpus",)
     assert machine_flags(machine, threads=8, cpus=()) == ("8 threads share 4 CPUs: use --threads 4, or more --cpus",)
+
+
+@pytest.mark.parametrize(
+    ("clocks", "flagged"),
+    [
+        ([(1000, 1000)], True),
+        ([(1000, 1000), (1500, 1200)], True),
+        ([(1000, 1000), (2400, 2400)], False),  # low in one measurement alone: that one's own flags tell
+        ([(1700, 1700)], False),  # what all cores reach together
+        ([None], False),
+    ],
+)
+def test_a_clock_that_was_low_all_along(clocks: list[tuple[float, float] | None], flagged: bool) -> None:
+    found = [replace(QUIET, frequency_mhz=clock) for clock in clocks]
+    assert bool(clock_flags(2400, found)) is flagged
+    assert clock_flags(None, found) == ()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from vitedge.benchmarks import machine
-from vitedge.benchmarks.machine import Sensors, cpu_times, describe_machine, read_sensors
+from vitedge.benchmarks.machine import Sensors, State, cpu_times, describe_machine, read_sensors, read_state
 
 X86 = """processor\t: 0
 model name\t: AMD EPYC 7B13
@@ -76,7 +76,7 @@ def test_arm_board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     )
     assert found.cpu_model == "Some Board 5, 4× Cortex-A55 + 3× Cortex-A78 + 1× part 0xfff"
     assert found.isa_flags == ("asimd", "asimddp", "i8mm")
-    assert found.usable_cores == 2
+    assert (found.usable_cores, found.affinity) == (2, (0, 4))
     assert found.governor == "performance, schedutil"
     assert (found.frequency_mhz, found.max_frequency_mhz) == (2400.0, 2400.0)
     assert found.temperature_celsius == 51.5
@@ -98,6 +98,26 @@ def test_pinned_cores_are_the_ones_that_count(tmp_path: Path, monkeypatch: pytes
     assert read_sensors(board, cpus=(0,)) == Sensors(600, None)
     found = describe_machine(board, cpus=(0,))
     assert (found.governor, found.frequency_mhz, found.usable_cores) == ("powersave", 600, 2)
+
+
+def test_state(tmp_path: Path) -> None:
+    """The battery is the machine's own, not that of what is connected to it."""
+    supplies, clock = "sys/class/power_supply", "sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq"
+    board = {
+        clock: "600000\n",
+        "sys/class/thermal/thermal_zone0/type": "cpu-thermal\n",
+        "sys/class/thermal/thermal_zone0/temp": "51500\n",
+        f"{supplies}/AC/type": "Mains\n",
+        f"{supplies}/hid-mouse/type": "Battery\n",
+        f"{supplies}/hid-mouse/scope": "Device\n",
+        f"{supplies}/hid-mouse/capacity": "5\n",
+    }
+    assert read_state(tree(tmp_path / "board", board), cpus=(0,)) == State(600, 51.5, None, None)
+    own = {f"{supplies}/BAT0/type": "Battery\n", f"{supplies}/BAT0/capacity": "83\n"}
+    laptop = tree(tmp_path / "laptop", {**board, **own, f"{supplies}/BAT0/status": "Not charging\n"})
+    assert read_state(laptop, cpus=(0,)) == State(600, 51.5, 83, "not charging")
+    silent = tree(tmp_path / "silent", {f"{supplies}/BAT0/type": "Battery\n"})
+    assert read_state(silent) == State(None, None, None, None)
 
 
 def test_cpu_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,7 +161,7 @@ def test_what_the_system_does_not_say_is_none(tmp_path: Path, monkeypatch: pytes
         "load_average_1min",
     }
     assert found.isa_flags == ()
-    assert found.usable_cores == os.cpu_count()
+    assert (found.usable_cores, found.affinity) == (os.cpu_count(), ())
 
 
 def test_this_machine_as_json() -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from vitedge.benchmarks import measure
+from vitedge.benchmarks.machine import Sensors, describe_machine
 from vitedge.benchmarks.measure import BenchmarkError, Rival, interleaved, measure_all, measure_pair
 from vitedge.benchmarks.process import torch_command, worker_command
 from vitedge.benchmarks.speedup import speedup_of
@@ -149,7 +151,13 @@ def test_report_of_real_artifacts(
     )
     assert done == [1, 1]  # pairs
     document = json.loads(json.dumps(report.to_json(), allow_nan=False))
-    assert document.keys() == {"format", "machine", "threads", "batch", "cpus", "pairs", "best", "flags"}
+    assert document.keys() == {
+        "format", "machine", "threads", "batch", "cpus", "before", "after", "pairs", "best", "flags"
+    }  # fmt: skip
+    states = (document["before"], document["after"])
+    names = {"frequency_mhz", "temperature_celsius", "battery_percent", "battery_status"}
+    assert all(state.keys() == names for state in states)
+    assert document["machine"]["affinity"] == sorted(os.sched_getaffinity(0))
     assert (document["format"], document["threads"], document["batch"]) == ("vitedge-bench/2", 1, 3)
     assert document["cpus"] == [min(os.sched_getaffinity(0))]
     both, alone = document["pairs"]["both"], document["pairs"]["alone"]
@@ -176,6 +184,18 @@ def test_report_of_real_artifacts(
     assert (both["rivals"], rival["result"]["size_bytes"]) == ([], None)
     assert 0 <= both["conditions"]["others_share"] <= 1
     assert document["best"]["verdict"] == report.best.verdict
+
+
+def test_a_machine_that_was_throttled_from_the_start(
+    artifacts: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing falls during the run, as all of it is slow."""
+    machine = replace(describe_machine(), max_frequency_mhz=2400.0)
+    monkeypatch.setattr(measure, "describe_machine", lambda **_: machine)
+    for clock, flagged in ((1000.0, True), (2000.0, False)):
+        monkeypatch.setattr(measure, "read_sensors", lambda clock=clock, **_: Sensors(clock, None))
+        report = measure_all({"alone": (artifacts[0], None)}, threads=1, seconds=0.01)
+        assert any("the clock was at 1000 of 2400 MHz" in flag for flag in report.flags) is flagged
 
 
 def test_damaged_artifact_is_refused_in_its_own_words(artifacts: tuple[Path, Path]) -> None:

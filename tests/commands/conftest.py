@@ -13,6 +13,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from tests.adb_device import AdbDevice, connected
+from tests.commands.sshd import Host, serving
 from tests.tiny import save_checkpoint, save_images
 from vitedge.cli import app
 
@@ -69,6 +70,13 @@ def bundled(site: Site, built: Path, tmp_path_factory: pytest.TempPathFactory) -
     assert result.exit_code == 0, result.stderr
     assert "onnx, openvino, tflite" in result.stdout
     return out
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
+    """A device that is reached over ssh."""
+    with serving(tmp_path_factory.mktemp("sshd")) as host:
+        yield host
 
 
 @pytest.fixture(scope="module")

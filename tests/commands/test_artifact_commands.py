@@ -50,7 +50,7 @@ def test_bench_measures_pairs_and_says_so(site: Site, built: Path) -> None:
         itself = [] if run["threads"] == 1 else ["itself on 1 thread"]
         assert [[rival["name"] for rival in pair["rivals"]] for pair in run["pairs"].values()] == [itself] * 3
         assert run["best"]["verdict"].split(": ")[1].split(",")[0] in names
-    table = site.vitedge("bench", built / "tflite", "--seconds", "0.2").stdout
+    table = site.vitedge("bench", built / "tflite", "--seconds", "0.2", "--device", "local").stdout  # the default
     assert "FP32 here" in table
     assert "on this machine: tflite" in table
     assert "instruction sets:" in table

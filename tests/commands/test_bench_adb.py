@@ -45,6 +45,22 @@ INFO: Memory footprint delta from the start of the tool (MB): init=20.5 overall=
 finish
 """
 
+# As it prints, and in that order.
+TOO_NEW = """cat >&2 <<'END'
+INFO: STARTING!
+INFO: Log parameter values verbosely: [0]
+INFO: Graph: [int8.tflite]
+INFO: Loaded model int8.tflite
+ERROR: Didn't find op for builtin opcode 'FULLY_CONNECTED' version '12'. An older version of this builtin might be \
+supported. Are you using an old TFLite binary with a newer model?
+
+ERROR: Registration failed.
+
+ERROR: Failed to initialize the interpreter
+ERROR: Benchmarking failed.
+END
+exit 1"""
+
 
 def tool(folder: Path, change: str = "") -> Path:
     path = folder / "benchmark_model"
@@ -183,6 +199,10 @@ def test_benchmark_model_that_is_there(site: Site, built: Path, phone: AdbDevice
             " echo 1500000 > $ROOT/sys/devices/system/cpu/cpu3/cpufreq/scaling_cur_freq; }",
             "the clock fell from 3187 to 2000 MHz during the run: throttling",
         ),
+        (
+            "echo 1500000 | tee $ROOT/sys/devices/system/cpu/cpu*/cpufreq/scaling_cur_freq > /dev/null",
+            "the clock was at 1500 of 3187 MHz at most, all along: throttled from the start",
+        ),
         ("echo 91000 > $ROOT/sys/class/thermal/thermal_zone0/temp", "the CPU was at 91 °C: it may throttle"),
         ("echo 91000 > $ROOT/sys/class/thermal/thermal_zone0/temp", "the CPU warmed by 49 °C to 91 °C"),
         ("echo 'Thermal Status: 3' > $ROOT/answers/dumpsys.thermalservice", "Android's thermal status was severe"),
@@ -260,7 +280,13 @@ def test_no_space(site: Site, built: Path, phone: AdbDevice, tmp_path: Path) -> 
     [
         (
             "echo 'ERROR: Failed to load model' >&2; exit 1",
-            "benchmark_model on the INT8 model failed there (exit code 1): ERROR: Failed to load model",
+            "benchmark_model on the INT8 model failed there (exit code 1): Failed to load model",
+        ),
+        (
+            TOO_NEW,
+            "(exit code 1): Didn't find op for builtin opcode 'FULLY_CONNECTED' version '12'. An older version of this"
+            " builtin might be supported. Are you using an old TFLite binary with a newer model? Likely cause: the"
+            " model is too new for the TFLite in this benchmark_model; take a newer one",
         ),
         ("kill -SEGV $$", "benchmark_model on the INT8 model failed there (exit code 139)"),
         ("echo garbage; exit 0", "expected two lines with count= (warm-up and benchmark) and one of inference timings"),
@@ -434,8 +460,14 @@ def test_artifact_of_another_runtime(site: Site, built: Path, tmp_path: Path) ->
         (("--device", "adb:a", "--device-python", "python3"), "expected an absolute path on the device, found python3"),
         (
             ("--device", "adb:a", "--device-python", "/x", "--benchmark-model", "x"),
-            "expected one of --device-python and --benchmark-model, found both",
+            "leave --device-python and --device-folder out, or --benchmark-model",
         ),
+        (
+            ("--device", "adb:a", "--device-folder", "/x", "--benchmark-model", "x"),
+            "leave --device-python and --device-folder out, or --benchmark-model",
+        ),
+        (("--device", "ssh://a", "--device-folder", "x"), "expected an absolute path on the device, found x"),
+        (("--device", "local", "--device-folder", "/x"), "for a --device"),
         (("--device", "adb:", "--benchmark-model", "x"), "expected adb:SERIAL with a serial that adb devices lists"),
         (("--device", "adb:a b", "--benchmark-model", "x"), "expected adb:SERIAL"),
         (
@@ -445,7 +477,7 @@ def test_artifact_of_another_runtime(site: Site, built: Path, tmp_path: Path) ->
         (("--device", "adb:a", "--benchmark-model", "device:x"), "expected device:/an/absolute/path, found device:x"),
         (("--device", "adb:a", "--no-install"), "leave --no-install and --ssh-config out"),
         (("--device", "ssh://a", "--delegate", "gpu"), "leave --benchmark-model and --delegate out; they are for adb"),
-        (("--benchmark-model", "x"), "are for a --device"),
+        (("--benchmark-model", "x"), "for a --device"),
         (("--device", "ssh://a", "--images", "x"), "they are for this host"),
         (("--device", "ssh://a", "--model", "x"), "they are for this host"),
         (("--images", "x"), "--images is for --vendors, and --model for --torch or --vendors"),

@@ -147,7 +147,7 @@ def test_pythons_that_will_not_do(site: Site, built: Path, phone: AdbDevice, pyt
 def test_a_python_that_never_answers(
     site: Site, built: Path, phone: AdbDevice, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vitedge.benchmarks.remote._ANSWER_SECONDS", 1.0)
+    monkeypatch.setattr("vitedge.benchmarks.remote_python._ANSWER_SECONDS", 1.0)
     phone.install_termux("exec sleep 20")
     result = bench(site, built / "onnx", phone)
     assert result.exit_code == 2

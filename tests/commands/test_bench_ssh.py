@@ -2,96 +2,23 @@
 
 import contextlib
 import json
-import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from tests.commands.conftest import Site
+from tests.commands.device_side import sealed
+from tests.commands.sshd import Host, bench, free_port, key, needs_sshd
 from vitedge.benchmarks.devices import DeviceError
 from vitedge.benchmarks.remote import measure_bundle
 from vitedge.benchmarks.ssh import SshDevice, parse_ssh
-from vitedge.runtimes.manifest import sha256_of
 
-SSHD = shutil.which("sshd") or "/usr/sbin/sshd"
-pytestmark = pytest.mark.skipif(
-    os.environ.get("CI") is None and not Path(SSHD).exists(), reason="needs Debian's openssh-server"
-)
-
-
-@dataclass(frozen=True)
-class Host:
-    """A running sshd, the client's configuration, and the folder in which it makes temporary ones."""
-
-    port: int
-    config: Path
-    known_hosts: Path
-    temporary: Path
-
-    @property
-    def url(self) -> str:
-        return f"ssh://127.0.0.1:{self.port}"
-
-    def left(self) -> list[str]:
-        return [path.name for path in self.temporary.iterdir()]
-
-
-def key(path: Path) -> Path:
-    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", path], check=True)
-    return path
-
-
-def free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return int(server.getsockname()[1])
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
-    root = tmp_path_factory.mktemp("sshd")
-    host_key, user_key, port = key(root / "host"), key(root / "user"), free_port()
-    temporary = root / "tmp"
-    temporary.mkdir()
-    shutil.copy(root / "user.pub", root / "authorized")
-    Path("/run/sshd").mkdir(exist_ok=True)  # sshd's own, where it separates privileges
-    settings = {
-        "Port": port,
-        "ListenAddress": "127.0.0.1",
-        "HostKey": host_key,
-        "AuthorizedKeysFile": root / "authorized",
-        "PidFile": "none",
-        "StrictModes": "no",
-        "UsePAM": "no",
-        "PasswordAuthentication": "no",
-        "SetEnv": f"TMPDIR={temporary} PYTHONDONTWRITEBYTECODE=1",
-    }
-    (root / "sshd_config").write_text("".join(f"{name} {value}\n" for name, value in settings.items()))
-    known = root / "known_hosts"
-    known.write_text(f"[127.0.0.1]:{port} {(root / 'host.pub').read_text()}")
-    config = root / "config"
-    config.write_text(f"IdentityFile {user_key}\nIdentitiesOnly yes\nUserKnownHostsFile {known}\n")
-    with subprocess.Popen([SSHD, "-D", "-e", "-f", root / "sshd_config"], stderr=subprocess.DEVNULL) as process:
-        for _ in range(100):
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.05)
-        yield Host(port, config, known, temporary)
-        process.terminate()
-
-
-def bench(site: Site, build: Path, server: Host, *options: str | Path, url: str | None = None) -> object:
-    arguments = ("--device", url or server.url, "--ssh-config", server.config, "--seconds", "0.1")
-    return site.vitedge("bench", build, *arguments, *options)
+pytestmark = needs_sshd
 
 
 @pytest.fixture
@@ -102,8 +29,8 @@ def here() -> tuple[str, ...]:
 
 def test_tests_and_measures_there(site: Site, built: Path, server: Host, here: tuple[str, ...]) -> None:
     result = bench(site, built, server, *here, "--json")
-    assert result.exit_code == 0, result.stderr  # type: ignore[attr-defined]
-    document = json.loads(result.stdout)  # type: ignore[attr-defined]
+    assert result.exit_code == 0, result.stderr
+    document = json.loads(result.stdout)
     assert (document["format"], document["device"]) == ("vitedge-device/1", server.url)
     assert document["selftest"]["passed"] is True
     run = document["bench"]["runs"][0]
@@ -114,18 +41,10 @@ def test_tests_and_measures_there(site: Site, built: Path, server: Host, here: t
     assert server.left() == []
 
 
-def test_installs_into_an_environment_of_its_own(site: Site, built: Path, server: Host) -> None:
-    result = bench(site, built / "onnx", server, "--device-python", sys.executable)
-    assert result.exit_code == 0, result.stderr  # type: ignore[attr-defined]
-    assert "PASS  inference onnx" in result.stdout  # type: ignore[attr-defined]
-    assert "onnx: INT8" in result.stdout  # type: ignore[attr-defined]
-    assert server.left() == []
-
-
 def test_unreachable_host(site: Site, built: Path, server: Host) -> None:
     result = bench(site, built, server, url=f"ssh://127.0.0.1:{free_port()}")
-    assert result.exit_code == 2  # type: ignore[attr-defined]
-    assert "cannot be reached (" in result.stderr  # type: ignore[attr-defined]
+    assert result.exit_code == 2
+    assert "cannot be reached (" in result.stderr
 
 
 def test_unknown_and_changed_host_keys(
@@ -141,9 +60,9 @@ def test_unknown_and_changed_host_keys(
         assert server.known_hosts.read_text().count("\n") == 1  # nothing was accepted
     finally:
         server.known_hosts.write_text(whole)
-    assert (unknown.exit_code, changed.exit_code) == (2, 2)  # type: ignore[attr-defined]
-    assert "host key is not known here; connect once by hand" in unknown.stderr  # type: ignore[attr-defined]
-    assert "host key is not the one that is known" in changed.stderr  # type: ignore[attr-defined]
+    assert (unknown.exit_code, changed.exit_code) == (2, 2)
+    assert "host key is not known here; connect once by hand" in unknown.stderr
+    assert "host key is not the one that is known" in changed.stderr
     assert server.left() == []
 
 
@@ -159,14 +78,14 @@ def test_a_user_without_a_key(site: Site, built: Path, server: Host, tmp_path: P
 
 def test_device_without_python_and_with_an_old_one(site: Site, built: Path, server: Host, tmp_path: Path) -> None:
     none = bench(site, built, server, "--device-python", "/nowhere/python3")
-    assert none.exit_code == 2  # type: ignore[attr-defined]
-    assert "found no /nowhere/python3 there" in none.stderr  # type: ignore[attr-defined]
+    assert none.exit_code == 2
+    assert "found no /nowhere/python3 there" in none.stderr
     old = tmp_path / "python3.9"
     old.write_text("#!/bin/sh\necho '[[3, 9], \"/tmp\", 100000000000, []]'\n")
     old.chmod(0o755)
     result = bench(site, built, server, "--device-python", str(old))
-    assert result.exit_code == 2  # type: ignore[attr-defined]
-    assert "expected Python 3.11 or newer, found 3.9" in result.stderr  # type: ignore[attr-defined]
+    assert result.exit_code == 2
+    assert "expected Python 3.11 or newer, found 3.9" in result.stderr
     assert server.left() == []
 
 
@@ -183,8 +102,8 @@ def test_device_without_space(site: Site, built: Path, server: Host, here: tuple
         assert list(small.iterdir()) == []
     finally:
         subprocess.run(["umount", small], check=True)
-    assert result.exit_code == 2  # type: ignore[attr-defined]
-    assert f"MB of free space in {small}, found 2 MB; make room" in result.stderr  # type: ignore[attr-defined]
+    assert result.exit_code == 2
+    assert f"MB of free space in {small}, found 2 MB; make room" in result.stderr
 
 
 def test_artifact_changed_in_transit(
@@ -260,11 +179,11 @@ def test_a_folder_that_cannot_be_removed_costs_no_measurement(
     )
     python.chmod(0o755)
     result = bench(site, built / "onnx", server, "--device-python", str(python), "--no-install", "--json")
-    assert result.exit_code == 0, result.stderr  # type: ignore[attr-defined]
+    assert result.exit_code == 0, result.stderr
     (left,) = server.left()
     said = f"{server.temporary / left} could not be removed (denied); remove it there"
-    assert f"warning: left behind: {said}" in result.stderr  # type: ignore[attr-defined]
-    document = json.loads(result.stdout)  # type: ignore[attr-defined]
+    assert f"warning: left behind: {said}" in result.stderr
+    document = json.loads(result.stdout)
     assert document["left"] == said
     assert document["bench"]["runs"][0]["pairs"]["onnx"]["artifact"]["latency_median_ms"] > 0
     shutil.rmtree(server.temporary / left)
@@ -276,12 +195,7 @@ def test_what_does_not_load_there_costs_no_self_test(built: Path, site: Site, se
     assert site.vitedge("bundle", built / "onnx", "--out", bundle).exit_code == 0
     manifest = bundle / "artifacts" / "onnx" / "manifest.json"
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"minimum_runtime": "99"}))
-    index = json.loads((bundle / "bundle.json").read_text())
-    index["files"]["artifacts/onnx/manifest.json"] = {
-        "sha256": sha256_of(manifest),
-        "size_bytes": manifest.stat().st_size,
-    }
-    (bundle / "bundle.json").write_text(json.dumps(index))
+    sealed(bundle)
     device = SshDevice("127.0.0.1", None, server.port, sys.executable, install=False, config=server.config)
     result = measure_bundle(device, bundle, threads=1, seconds=0.1)
     assert result.bench is None
@@ -296,8 +210,8 @@ def test_what_a_device_says_need_not_be_text(site: Site, built: Path, server: Ho
     python.write_text("#!/bin/sh\nprintf 'k\\374hl\\n' >&2\nexit 3\n")
     python.chmod(0o755)
     result = bench(site, built, server, "--device-python", str(python))
-    assert result.exit_code == 2  # type: ignore[attr-defined]
-    assert "Python failed there: k\ufffdhl" in result.stderr  # type: ignore[attr-defined]
+    assert result.exit_code == 2
+    assert "Python failed there: k\ufffdhl" in result.stderr
 
 
 def test_a_push_that_breaks_off_says_why(site: Site, built: Path, server: Host, tmp_path: Path) -> None:
@@ -318,8 +232,8 @@ def test_a_push_that_breaks_off_says_why(site: Site, built: Path, server: Host, 
 def test_without_ssh(site: Site, built: Path, server: Host, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     result = bench(site, built / "onnx", server)
-    assert result.exit_code == 2  # type: ignore[attr-defined]
-    assert "ssh is not installed here" in result.stderr  # type: ignore[attr-defined]
+    assert result.exit_code == 2
+    assert "ssh is not installed here" in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """`vitedge bundle`, and what the device sees of it: isolated, with numpy and one runtime, nothing else importable."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 
 from tests.commands.conftest import Site, contents
-from tests.commands.device_side import ABSENT, PROGRAM, checks_of, on_device
+from tests.commands.device_side import ABSENT, checks_of, on_device
 from tests.telemetry import left_behind, watch
 from vitedge.converters.golden import write_with_artifacts
 from vitedge.runtimes.bundle import load_bundle
@@ -23,16 +24,6 @@ from vitedge.runtimes.golden import GOLDEN_FOLDER, load_golden, read_golden
 from vitedge.runtimes.load import load_encoder
 from vitedge.runtimes.manifest import load_manifest
 from vitedge.runtimes.saturation import Saturation, UnsafeLinear
-
-HIDDEN = """
-import importlib.metadata as metadata
-known = metadata.version
-def version(name):
-    if name in {names!r}:
-        raise metadata.PackageNotFoundError(name)
-    return known(name)
-metadata.version = version
-"""
 
 
 def test_device_without_host_packages_passes(bundled: Path) -> None:
@@ -68,27 +59,65 @@ def test_decoding_is_tested_where_opencv_is(bundled: Path) -> None:
 
 def test_one_runtime_is_enough_and_none_is_not(bundled: Path) -> None:
     """A runtime is absent if its distribution is."""
-    for names, code in ((("openvino", "ai-edge-litert"), 0), (("openvino", "ai-edge-litert", "onnxruntime"), 1)):
-        program = HIDDEN.format(names=names) + PROGRAM.format(absent=set(ABSENT), arguments=["selftest"])
-        result = subprocess.run(
-            [sys.executable, "-c", program], cwd=bundled, capture_output=True, text=True, check=False
-        )
+    for hidden, code in ((("openvino", "ai-edge-litert"), 0), (("openvino", "ai-edge-litert", "onnxruntime"), 1)):
+        result = on_device(bundled, "selftest", hidden=hidden)
         assert result.returncode == code, result.stdout
         assert "SKIP  inference tflite        ai-edge-litert is not installed here" in result.stdout
     assert "no runtime is installed here" in result.stdout
 
 
-def test_runs_and_benches(bundled: Path) -> None:
-    shown = on_device(bundled, "run", "golden/images/0.png", "--artifact", "onnx", absent=())
-    assert shown.returncode == 0, shown.stderr
-    assert shown.stdout.startswith("golden/images/0.png  ")
-    measured = on_device(bundled, "bench", "--seconds", "0.1", "--json", absent=())
+def test_benches_without_host_packages(bundled: Path) -> None:
+    measured = on_device(bundled, "bench", "--seconds", "0.1", "--json")
     assert measured.returncode == 0, measured.stderr
     document = json.loads(measured.stdout)
     assert document["format"] == "vitedge-benches/2"
     assert document["artifacts"].keys() == document["runs"][0]["pairs"].keys() == {"onnx", "openvino", "tflite"}
-    said = on_device(bundled, "bench", "--seconds", "0.1", "--artifact", "onnx", absent=())
-    assert "onnx      FP32  median" in said.stdout
+    two = ("--artifact", "onnx", "--artifact", "tflite")
+    said = on_device(bundled, "bench", "--seconds", "0.1", *two).stdout
+    assert "onnx      FP32  median" in said
+    assert "tflite    FP32  median" in said
+    assert "openvino" not in said
+    # The processes that measure are isolated too.
+    failed = on_device(bundled, "bench", "--artifact", "onnx", absent=(*ABSENT, "onnxruntime"))
+    assert failed.returncode == 2
+    assert "onnxruntime cannot be imported" in failed.stderr
+
+
+def test_runs_with_opencv_and_asks_for_it(bundled: Path) -> None:
+    arguments = ("run", "golden/images/0.png", "--artifact", "onnx")
+    shown = on_device(bundled, *arguments, absent=[name for name in ABSENT if name != "cv2"])
+    assert shown.returncode == 0, shown.stderr
+    assert shown.stdout.startswith("golden/images/0.png  ")
+    asked = on_device(bundled, *arguments)
+    assert (asked.returncode, asked.stdout) == (2, "")
+    assert "OpenCV decodes image files and cannot be imported" in asked.stderr
+    assert "pip install opencv-python-headless" in asked.stderr
+    assert "Traceback" not in asked.stderr
+
+
+def test_commands_of_its_readme_run(site: Site, built: Path, tmp_path: Path) -> None:
+    """As they stand there, in an environment that they make themselves."""
+    bundle = tmp_path / "bundle"
+    assert site.vitedge("bundle", built / "onnx", "--out", bundle).exit_code == 0
+    texts = [(bundle / name).read_text() for name in ("README.md", "LICENSES.md")]
+    assert not any("$" in text for text in texts)
+    block = texts[0].partition("\n\n    ")[2].partition("\n\n")[0]
+    assert all(word in block for word in ("-m venv", "-r requirements.txt", " selftest", " bench ", " run "))
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    path = f"{Path(sys.executable).parent}:{environment['PATH']}"
+    result = subprocess.run(
+        ["/bin/sh", "-ex"],
+        input=block,
+        cwd=bundle,
+        env={**environment, "PATH": path, "PIP_DISABLE_PIP_VERSION_CHECK": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert "PASS  inference onnx" in result.stdout
+    assert "onnx      INT8  median" in result.stdout
+    assert "golden/images/0.png  " in result.stdout
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.commands.conftest import Site
-from tests.commands.device_side import ABSENT, PROGRAM
+from tests.commands.device_side import on_device
 from vitedge.benchmarks.machine import describe_machine
 from vitedge.runtimes.instruction_sets import X86
 
@@ -23,8 +22,6 @@ CPUINFO = "processor\t: 0\nmodel name\t: Haswell\nflags\t\t: fpu sse4_1 sse4_2 a
 
 
 WITHOUT_OPTION = """
-import sys
-sys.path.insert(0, ".")
 from vitedge.runtimes import onnx
 onnx.saturates_here = lambda: False
 """
@@ -34,15 +31,8 @@ def selftest(bundle: Path, root: Path, artifact: str, first: str = "") -> tuple[
     """As on a Haswell; its /proc/cpuinfo comes from a folder that qemu looks into first."""
     (root / "proc").mkdir(exist_ok=True)
     (root / "proc" / "cpuinfo").write_text(CPUINFO)
-    program = first + PROGRAM.format(absent=set(ABSENT), arguments=["selftest", "--json", "--artifact", artifact])
-    result = subprocess.run(
-        [QEMU, "-cpu", "Haswell", "-L", str(root), sys.executable, "-c", program],
-        cwd=bundle,
-        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    haswell = (QEMU, "-cpu", "Haswell", "-L", str(root), sys.executable)
+    result = on_device(bundle, "selftest", "--json", "--artifact", artifact, python=haswell, first=first)
     assert result.stdout, result.stderr
     document = json.loads(result.stdout)
     return result.returncode, {check["step"]: check for check in document["checks"]}

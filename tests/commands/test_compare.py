@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.commands.conftest import Site
+from tests.commands.device_side import on_device
 from vitedge.benchmarks.compare import Limits, Result, Value, compare, failures
 
 
@@ -163,6 +164,58 @@ def test_a_self_test_that_fails_now_is_a_failure(site: Site, tmp_path: Path) -> 
     result = site.vitedge("compare", device("pass"), device("fail"))
     assert result.exit_code == 1
     assert "onnx: self-test 1 → 0" in result.stderr
+
+
+def test_doubts_of_either_result_are_told_with_the_verdict(site: Site, report: Path, tmp_path: Path) -> None:
+    """A throttled run against a clean one: the verdict stands, and why it may be wrong stands beside it."""
+    words = "the clock fell from 3000 to 2400 MHz during the run: throttling"
+
+    def saved(name: str, *, of_run: list[str], of_pair: list[str], factor: float = 1) -> Path:
+        document = json.loads(report.read_text())
+        document["bench"]["flags"] = of_run
+        for runtime, pair in document["bench"]["pairs"].items():
+            pair["flags"] = of_pair if runtime == "onnx" else []
+        found = document["bench"]["pairs"]["onnx"]["artifact"]
+        found["latency_median_ms"] *= factor
+        found["latency_interval_ms"] = [value * factor for value in found["latency_interval_ms"]]
+        path = tmp_path / f"{name}.json"
+        path.write_text(json.dumps(document))
+        return path
+
+    clean = saved("clean", of_run=[], of_pair=[])
+    assert "doubtful" not in site.vitedge("compare", clean, clean).output
+    throttled = saved("throttled", of_run=[], of_pair=[words], factor=2)
+    result = site.vitedge("compare", clean, throttled)
+    assert result.exit_code == 1
+    assert f"(doubtful: after: {words})" in " ".join(result.stderr.split())
+    assert "worse, doubtful" in result.stdout
+    assert f"doubt: onnx, after: {words}" in result.stdout
+    assert result.stdout.count("doubtful") == 2  # of latency and of loading, of that artifact
+    # One that is no worse only because the first was throttled as well.
+    result = site.vitedge("compare", throttled, throttled, "--json")
+    assert result.exit_code == 0
+    (latency,) = (
+        change
+        for change in json.loads(result.stdout)["changes"]
+        if (change["artifact"], change["quantity"]) == ("onnx", "latency ms")
+    )
+    assert latency["before"]["flags"] == latency["after"]["flags"] == [words]
+    busy = saved("busy", of_run=["the machine was busy"], of_pair=[])
+    assert "doubt: tflite, before: the machine was busy" in site.vitedge("compare", busy, clean).stdout
+
+
+def test_self_tests_of_a_bundle(site: Site, bundled: Path, tmp_path: Path) -> None:
+    """What `python -m vitedge.device selftest --json` prints, which vitedge report accepts too."""
+    before, after = tmp_path / "before.json", tmp_path / "after.json"
+    before.write_text(on_device(bundled, "selftest", "--json").stdout)
+    document = json.loads(before.read_text())
+    (check,) = (c for c in document["checks"] if (c["step"], c["artifact"]) == ("inference", "onnx"))
+    check["numbers"]["sqnr_db"] -= 10
+    after.write_text(json.dumps(document))
+    assert site.vitedge("compare", before, before).exit_code == 0
+    result = site.vitedge("compare", before, after)
+    assert result.exit_code == 1
+    assert "onnx: SQNR dB of golden images" in result.stderr
 
 
 def test_other_machines_and_kinds_of_results(site: Site, built: Path, report: Path, tmp_path: Path) -> None:

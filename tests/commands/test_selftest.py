@@ -1,8 +1,8 @@
 """A bundle's self-test: each kind of fault is found in its own step, with its cause, and the others pass."""
 
-import hashlib
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.commands.device_side import checks_of
+from tests.commands.device_side import checks_of, sealed
 from vitedge.runtimes.errors import ArtifactError, ImageError
-from vitedge.runtimes.golden import GOLDEN_FOLDER, Golden, read_golden
+from vitedge.runtimes.golden import GOLDEN_FOLDER, Golden, Tolerance, read_golden
 from vitedge.runtimes.instruction_sets import kind_of
 from vitedge.runtimes.load import load_encoder
 from vitedge.runtimes.manifest import load_manifest
@@ -23,16 +23,6 @@ from vitedge.runtimes.selftest import Check, selftest
 @pytest.fixture
 def copy(bundled: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(bundled, tmp_path / "bundle"))
-
-
-def sealed(folder: Path) -> None:
-    """Writes hashes of files that were changed on purpose, so that only what follows from the change is found."""
-    for name, root in (("golden.json", folder / GOLDEN_FOLDER), ("bundle.json", folder)):
-        document = json.loads((root / name).read_text())
-        for file, record in document["files"].items():
-            data = (root / file).read_bytes()
-            record |= {"sha256": hashlib.sha256(data).hexdigest(), "size_bytes": len(data)}
-        (root / name).write_text(json.dumps(document))
 
 
 def test_a_changed_byte_and_a_truncated_file_are_found_before_anything_runs(copy: Path) -> None:
@@ -144,6 +134,21 @@ def test_another_model_fails_inference(copy: Path) -> None:
     assert checks["preprocessing", "tflite"]["status"] == "pass"
 
 
+def test_every_output_is_judged(copy: Path) -> None:
+    """A classifier whose logits are others than FP32's, while its features are right."""
+    path = copy / "golden" / "fp32" / "logits.bin"
+    np.zeros_like(np.fromfile(path, "<f4")).tofile(path)
+    sealed(copy)
+    code, checks = checks_of(copy, "--artifact", "onnx")
+    assert (code, checks["inference", "onnx"]["status"]) == (1, "fail")
+    assert checks["inference", "onnx"]["found"].startswith("logits: ")
+    assert "last_hidden_state" not in checks["inference", "onnx"]["found"]
+    numbers = checks["inference", "onnx"]["numbers"]
+    assert numbers["sqnr_db"] > numbers["min_sqnr_db"]
+    assert numbers["logits_sqnr_db"] < 0 < numbers["logits_min_sqnr_db"]
+    assert numbers["logits_cosine_worst"] == 0 < numbers["logits_min_cosine"]
+
+
 def test_a_runtime_older_than_the_manifest_asks_for(copy: Path) -> None:
     path = copy / "artifacts" / "onnx" / "manifest.json"
     document = json.loads(path.read_text())
@@ -194,11 +199,15 @@ def test_onnx_runtime_has_slower_kernels_that_do_not_saturate(bundled: Path, bui
     assert (unknown.status, unknown.found) == ("skip", "this CPU is of no kind that vitedge knows")
 
 
+def unreachable(bounds: Mapping[str, Tolerance]) -> dict[str, Tolerance]:
+    return {name: replace(bound, min_sqnr_db=99.0) for name, bound in bounds.items()}
+
+
 @pytest.mark.parametrize("unsafe", [True, False])
 def test_saturation_is_a_cause_where_the_cpu_is_unknown(unsafe: bool, bundled: Path, built: Path) -> None:
     golden = read_golden(bundled / GOLDEN_FOLDER)
     bounds = golden.tolerances["openvino"]
-    strict = {"openvino": {**bounds, "any": replace(bounds["any"], min_sqnr_db=99.0)}}
+    strict = {"openvino": {**bounds, "any": unreachable(bounds["any"])}}
     failed = steps(replace(golden, tolerances=strict), built, set(), runtime="openvino", unsafe=unsafe)["inference"]
     assert failed.status == "fail"
     assert str(failed.cause).startswith("saturation, if this is an x86 CPU without VNNI") is unsafe
@@ -219,10 +228,10 @@ def test_each_kind_of_cpu_has_its_own_bound(bundled: Path, built: Path, flags: s
     golden = read_golden(bundled / GOLDEN_FOLDER)
     bounds = golden.tolerances["onnx"]
     assert list(bounds) == ["x86-vnni", "x86", "arm64-dotprod", "arm64", "any"]
-    strict = {**bounds, kind: replace(bounds[kind], min_sqnr_db=99.0)}
+    strict = {**bounds, kind: unreachable(bounds[kind])}
     failed = steps(replace(golden, tolerances={"onnx": strict}), built, flags)["inference"]
     assert (failed.status, failed.numbers["min_sqnr_db"]) == ("fail", 99.0)
-    others = {name: replace(bound, min_sqnr_db=99.0) for name, bound in bounds.items()} | {kind: bounds[kind]}
+    others = {name: unreachable(bound) for name, bound in bounds.items()} | {kind: bounds[kind]}
     assert steps(replace(golden, tolerances={"onnx": others}), built, flags)["inference"].status == "pass"
     if kind != "any":
         old = steps(replace(golden, tolerances={"onnx": {"any": bounds["any"]}}), built, flags)

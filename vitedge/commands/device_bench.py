@@ -25,6 +25,7 @@ def parse_device(
     text: str,
     *,
     python: str | None,
+    folder: str | None,
     install: bool,
     config: Path | None,
     benchmark_model: str | None,
@@ -35,6 +36,7 @@ def parse_device(
     Args:
         text: That.
         python: As in `SshDevice` and `PythonDevice`.
+        folder: As in `SshDevice` and `PythonDevice`.
         install: As in `SshDevice`.
         config: As in `SshDevice`.
         benchmark_model: As in `ToolDevice`; over adb, None has the device's Python measure.
@@ -43,6 +45,8 @@ def parse_device(
     Raises:
         DeviceError: It is neither, or has an option of the other.
     """
+    if folder is not None and not folder.startswith("/"):
+        raise DeviceError(f"--device-folder: expected an absolute path on the device, found {folder}")
     if text.startswith("adb:"):
         if not install or config is not None:
             raise DeviceError(f"{text}: leave --no-install and --ssh-config out; they are for ssh")
@@ -50,13 +54,13 @@ def parse_device(
         if benchmark_model is None:
             if delegate is not None:
                 raise DeviceError(f"{text}: --delegate is for --benchmark-model; pass that, or leave it out")
-            return PythonDevice(serial, python or TERMUX_PYTHON)
-        if python is not None:
-            raise DeviceError(f"{text}: expected one of --device-python and --benchmark-model, found both")
+            return PythonDevice(serial, python or TERMUX_PYTHON, folder)
+        if python is not None or folder is not None:
+            raise DeviceError(f"{text}: leave --device-python and --device-folder out, or --benchmark-model")
         return ToolDevice(serial, benchmark_model, delegate or "none")
     if benchmark_model is not None or delegate is not None:
         raise DeviceError(f"{text}: leave --benchmark-model and --delegate out; they are for adb")
-    return replace(parse_ssh(text), python=python or "python3", install=install, config=config)
+    return replace(parse_ssh(text), python=python or "python3", install=install, folder=folder, config=config)
 
 
 def bench_on_device(artifact: Path, device: Device, *, threads: int, seconds: float, console: Console) -> DeviceResult:
