@@ -20,6 +20,7 @@ from vitedge.runtimes.errors import CheckpointError
 
 _ARCHITECTURES = ("ViTModel", "ViTForImageClassification")
 _HUB_FILES = ("config.json", "preprocessor_config.json", "*.safetensors", "*.safetensors.index.json")
+_HUB_FILES += ("README.md", "LICENSE*")  # what `license.py` reads
 _MAX_JSON_BYTES = 64 << 20
 # Far beyond any ViT, and small enough that nothing made from one of them alone exhausts the machine.
 _LARGEST = {
