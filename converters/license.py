@@ -1,4 +1,4 @@
-"""The licence of a checkpoint, as far as its folder states one: by name and by text, for those who pass artifacts on."""
+"""The licence of a checkpoint, as far as its folder states one, for those who pass artifacts on."""
 
 import re
 import shutil
@@ -11,6 +11,7 @@ _MAX_BYTES = 1 << 20
 _MAX_FILES = 8
 # A model card begins with YAML between two lines of dashes (https://huggingface.co/docs/hub/model-cards).
 _FRONT_MATTER = re.compile(r"\A---\s*\n(.*?\n)---\s*$", re.DOTALL | re.MULTILINE)
+_FIELD = re.compile(r"^(license|license_name):[ \t]*[\"']?(.*?)[\"']?[ \t]*$", re.MULTILINE)
 _NAME = re.compile(r"[\w.+ ()-]{1,80}", re.ASCII)
 
 
@@ -23,7 +24,7 @@ class License:
 
 
 def license_of(folder: Path) -> License:
-    """What a checkpoint's folder says: `license` in the front matter of its README.md, or the head of a LICENSE file."""
+    """What a checkpoint's folder says: `license` at the head of its README.md, or the first line of a LICENSE file."""
     found = sorted(path for path in folder.glob("LICENSE*") if path.is_file() and path.stat().st_size <= _MAX_BYTES)
     files = tuple(found[:_MAX_FILES])
     heads = (line.strip() for path in files for line in _text(path).splitlines())
@@ -47,7 +48,7 @@ def kept_license(build: Path) -> tuple[Path, ...]:
 def _stated(card: str) -> list[str]:
     """Names in a model card, the most telling first: a licence that the hub has no word for is `other` there."""
     front = _FRONT_MATTER.match(card)
-    fields = dict(re.findall(r"^(license|license_name):[ \t]*[\"']?(.*?)[\"']?[ \t]*$", front[1] if front else "", re.M))
+    fields = dict(_FIELD.findall(front[1] if front else ""))
     name = fields.get("license", "")
     return [fields["license_name"], name] if name == "other" and "license_name" in fields else [name]
 
