@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 SOURCES = pyproject.toml
 
-.PHONY: demo test test-arm64 bench lint clean
+.PHONY: demo test test-arm64 has-arm64 bench lint clean
 
 $(VENV)/.installed: $(SOURCES)
 	$(PYTHON) -m venv $(VENV)
@@ -18,9 +18,14 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
 
-# A bundle's self-test on two emulated ARM64 CPUs; part of `make test` too. Needs Debian's apt and qemu-user-static.
-test-arm64: $(VENV)/.installed
+# A bundle's self-test on two emulated ARM64 CPUs; part of `make test` too, which leaves it out where something is missing.
+test-arm64: has-arm64 $(VENV)/.installed
 	$(BIN)/python -m pytest tests/commands/test_bundle_arm64.py
+
+has-arm64:
+	@for command in qemu-aarch64-static apt-get; do command -v $$command >/dev/null || { \
+	    echo "test-arm64: found no $$command; it needs Debian's apt, and qemu-user-static (apt-get install qemu-user-static)"; \
+	    exit 1; }; done >&2
 
 # A real encoder and photographs of your own: make bench BENCH="--model DIR --images DIR --eval DIR"
 bench: $(VENV)/.installed

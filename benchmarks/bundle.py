@@ -14,6 +14,7 @@ import vitedge.runtimes
 from vitedge.benchmarks.machine import describe_machine
 from vitedge.converters.folders import Mark, replacing_folder
 from vitedge.converters.golden import write_with_artifacts
+from vitedge.converters.license import LICENSE_FOLDER, copy_license, kept_license
 from vitedge.runtimes.bundle import BUNDLE_FILE, FORMAT, Bundle
 from vitedge.runtimes.encoder import DISTRIBUTIONS
 from vitedge.runtimes.errors import ArtifactError, OutputError
@@ -31,12 +32,16 @@ _ZIP_DATE = (1980, 1, 1, 0, 0, 0)  # equal contents give equal bytes
 
 @dataclass(frozen=True)
 class Ingredients:
-    """What goes into a bundle: artifact folders and manifests by name, FP32 twins, and a build's golden vectors."""
+    """What goes into a bundle: artifact folders and manifests by name, FP32 twins, and the folder of their build."""
 
     folders: Mapping[str, Path]
     manifests: Mapping[str, Manifest]
     twins: Mapping[str, Path]
-    golden: Path
+    build: Path
+
+    @property
+    def golden(self) -> Path:
+        return self.build / GOLDEN_FOLDER
 
 
 def gather(artifacts: Sequence[Path], *, with_fp32: bool) -> Ingredients:
@@ -69,7 +74,7 @@ def gather(artifacts: Sequence[Path], *, with_fp32: bool) -> Ingredients:
         raise ArtifactError(f"{missing[0]}: no FP32 twin; build with --keep-fp32, or leave --with-fp32 out")
     for twin in twins.values():
         verify_files(load_manifest(twin), twin)
-    return Ingredients(folders, manifests, twins, build / GOLDEN_FOLDER)
+    return Ingredients(folders, manifests, twins, build)
 
 
 def write_bundle(ingredients: Ingredients, out: Path) -> int:
@@ -104,6 +109,7 @@ def _fill(ingredients: Ingredients, folder: Path) -> None:
             _copy_artifact(path, folder / places[name])
     kind = describe_machine().kind
     write_with_artifacts(ingredients.golden, ingredients.folders, folder / GOLDEN_FOLDER, kind=kind)
+    copy_license(kept_license(ingredients.build), folder / LICENSE_FOLDER)
     _copy_package(folder / "vitedge")
     (folder / "requirements.txt").write_text(_requirements(ingredients.manifests), encoding="utf-8")
     _write_texts(ingredients, folder)
@@ -153,8 +159,10 @@ def _requirements(manifests: Mapping[str, Manifest]) -> str:
 
 def _write_texts(ingredients: Ingredients, folder: Path) -> None:
     first = next(iter(ingredients.manifests.values()))
+    text = f" (its text is in `{LICENSE_FOLDER}/`)" if kept_license(ingredients.build) else ""
     values = {
         "source": first.source.source,
+        "license": f"{first.source.license or 'not stated by the checkpoint'}{text}",
         "names": ", ".join(ingredients.folders),
         "first": next(iter(ingredients.folders)),
         "version": vitedge.__version__,

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from transformers import ViTConfig, ViTForImageClassification, ViTModel
 
 from vitedge.converters.checkpoint_files import check_weights, download, read_config, read_json, read_weights, renamed
+from vitedge.converters.license import license_of
 from vitedge.quantization.encoder import Encoder, EncoderShape, FloatArray
 from vitedge.quantization.pixel_input import fold_normalization
 from vitedge.runtimes.errors import CheckpointError
@@ -51,7 +52,7 @@ class Checkpoint:
     """A loaded checkpoint.
 
     `weights` are named as in transformers 5, without the `vit.` prefix, at the checkpoint's own image size; `encoder`
-    is the same in vitedge's form, at the image size asked for.
+    is the same in vitedge's form, at the image size asked for. `license_files` hold the text of its licence.
     """
 
     origin: Origin
@@ -60,6 +61,7 @@ class Checkpoint:
     encoder: Encoder
     preprocessing: Preprocessing
     labels: tuple[str, ...]
+    license_files: tuple[Path, ...] = ()
 
     def with_uint8_input(self) -> "Checkpoint":
         """The same with an encoder of pixels as they are, uint8 [batch, height, width, 3]."""
@@ -137,8 +139,9 @@ def load_checkpoint(source: str, *, revision: str | None = None, image_size: int
     contract = read_json(folder / "preprocessor_config.json", required=False)
     preprocessing = Preprocessing.from_config(contract)
     labels = tuple(str(config.id2label[index]) for index in range(config.num_labels)) if classes else ()
-    origin = Origin(source, sha.hexdigest(), revision, image_size)
-    return _checkpoint(origin, config, weights, preprocessing, labels)
+    stated = license_of(folder)
+    origin = Origin(source, sha.hexdigest(), revision, image_size, license=stated.name)
+    return replace(_checkpoint(origin, config, weights, preprocessing, labels), license_files=stated.files)
 
 
 def random_checkpoint(preset: str, *, seed: int = 0, image_size: int | None = None) -> Checkpoint:

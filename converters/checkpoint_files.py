@@ -19,7 +19,9 @@ from transformers import ViTConfig
 from vitedge.runtimes.errors import CheckpointError
 
 _ARCHITECTURES = ("ViTModel", "ViTForImageClassification")
-_HUB_FILES = ("config.json", "preprocessor_config.json", "*.safetensors", "*.safetensors.index.json")
+_WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json")
+_LICENSE_FILES = ("README.md", "LICENSE*")  # what `license.py` reads
+_HUB_FILES = ("config.json", "preprocessor_config.json", *_WEIGHT_FILES, *_LICENSE_FILES)
 _MAX_JSON_BYTES = 64 << 20
 # Far beyond any ViT, and small enough that nothing made from one of them alone exhausts the machine.
 _LARGEST = {

@@ -6,6 +6,7 @@ has. Files are copied as they are, so that they can be read, compiled and tested
 depends on the artifact is in one of them, the contract. Two platforms take the model in another form instead.
 
     OUT/model/     the artifact: model and manifest.json, and labels.txt, a line each, if it has labels
+    OUT/license/   the text of the checkpoint's licence, if its folder held one
     OUT/golden/    golden vectors, with what this artifact gave on the host; index.txt lists them for simple readers;
                    where the input is int8 or int16, quantized.bin is what it holds of them
 """
@@ -24,6 +25,7 @@ import numpy as np
 import vitedge
 from vitedge.converters.folders import Mark, replacing_folder
 from vitedge.converters.golden import write_with_artifacts
+from vitedge.converters.license import LICENSE_FOLDER, copy_license, kept_license
 from vitedge.runtimes.errors import ArtifactError
 from vitedge.runtimes.golden import GOLDEN_FILE, GOLDEN_FOLDER, Golden
 from vitedge.runtimes.instruction_sets import ANY, X86
@@ -95,13 +97,13 @@ def write(subject: Subject, platform: str, out: Path, *, kind: str) -> tuple[str
     """
     with replacing_folder(out, MARK) as folder:
         _copy_model(subject, folder / "model")
+        copy_license(kept_license(subject.golden.parent), folder / LICENSE_FOLDER)
         golden = write_with_artifacts(
             subject.golden, {subject.manifest.runtime: subject.folder}, folder / GOLDEN_FOLDER, kind=kind
         )
         (folder / GOLDEN_FOLDER / "index.txt").write_text(_index(golden), encoding="utf-8")
         _write_quantized(subject.manifest.inputs[0], golden, folder / GOLDEN_FOLDER)
-        _make_model(subject, platform, folder)
-        filled = values(subject, golden)
+        filled = {**values(subject, golden), **_make_model(subject, platform, folder)}
         for name, source in _sources(platform, subject.manifest.runtime):
             destination = folder / name.removesuffix(_TEMPLATE)
             destination.parent.mkdir(parents=True, exist_ok=True)
@@ -207,8 +209,10 @@ def _write_quantized(record: TensorRecord, golden: Golden, folder: Path) -> None
     (folder / "quantized.bin").write_bytes(little.tobytes())
 
 
-def _make_model(subject: Subject, platform: str, folder: Path) -> None:
-    """What a platform wants in another form, from the artifact. Each toolchain is imported where it is used."""
+def _make_model(subject: Subject, platform: str, folder: Path) -> Mapping[str, str]:
+    """What a platform wants in another form, from the artifact, and what its templates may name besides. Each toolchain
+    is imported where it is used.
+    """
     source = subject.folder / subject.manifest.files[0].name
     if platform == "mediapipe":
         from vitedge.converters import mediapipe  # noqa: PLC0415
@@ -218,7 +222,8 @@ def _make_model(subject: Subject, platform: str, folder: Path) -> None:
     elif platform == "ort":
         from vitedge.converters import ort_format  # noqa: PLC0415
 
-        ort_format.write(source, folder)
+        return {"ort_version": ort_format.write(source, folder)}
+    return {}
 
 
 def _sources(platform: str, runtime: str) -> Iterator[tuple[str, Path]]:

@@ -2,17 +2,21 @@
 
 Tolerances are calibrated, not chosen: on another CPU an artifact's integers round otherwise, which is like a tiny
 change of its input. So it runs on inputs that are changed a little, and each output of a device may be as far from FP32
-as twice the worst of these runs. There is one for each kind of CPU (`runtimes/instruction_sets.py`):
+as twice the worst of these runs. That is one bound, calibrated here; it is written down for each kind of CPU on which
+it holds (`runtimes/instruction_sets.py`), and a kind that is missing has none:
 
-- x86-vnni: the host's own, where it has VNNI. Kernels of another version or number of threads round floats otherwise.
-- x86: the same integer sums as with VNNI, if the certificate proves that no pair saturates, or the wrapper takes
-  kernels that cannot, and the same bound. Else there is none: how often pairs saturate depends on the image.
-- arm64-dotprod, arm64: the same integer sums, as neither adds in 16 bits. Floats are summed in another order; an
-  emulated Cortex-A72 gave the demo's decibels of the host to a tenth.
-- any: that of the others, for apps and for CPUs that do not tell what they are.
+- x86-vnni, arm64-dotprod, arm64: always. None adds in 16 bits, so the integer sums are the same, and what differs is
+  how floats round: as if the input changed in its last bits, which is what was calibrated.
+- x86: where the certificate proves that no pair saturates, or the wrapper takes kernels that cannot: the same sums.
+  Else there is none, as how often pairs saturate depends on the image.
+- any: for apps, and for CPUs that do not tell what they are.
 
-None allows for float16 or bfloat16 in particular, nor needs to: the noise of INT8 is larger. On a CPU that has bfloat16
-(Zen 4) OpenVINO's changed 38.7 dB of the tests' model to 38.3, less than the inputs' last bits do.
+A bound of its own for each kind would be nearly the same one: x86 without VNNI, a Cortex-A72 and a Neoverse-N1 are
+within 0.1 dB of each other for the tests' model, and 0.4 for a real one (`docs/measurements.md`), where the bound
+allows 3.
+
+It does not allow for float16 or bfloat16 in particular, nor needs to: the noise of INT8 is larger. On a CPU that has
+bfloat16 (Zen 4) OpenVINO's changed 38.7 dB of the tests' model to 38.3, less than the inputs' last bits do.
 """
 
 import json

@@ -1,5 +1,6 @@
 """An ONNX artifact in ONNX Runtime's own format, for its minimal builds on phones, by ONNX Runtime's own tool."""
 
+import importlib.metadata
 import shutil
 import subprocess
 import sys
@@ -11,12 +12,15 @@ from vitedge.runtimes.errors import ConversionError
 MODEL_FILE, OPERATORS_FILE = "model.ort", "required_operators_and_types.config"
 
 
-def write(source: Path, folder: Path) -> None:
+def write(source: Path, folder: Path) -> str:
     """Writes `model.ort`, and the operators and types that a minimal build must have for it.
 
     Args:
         source: The ONNX model.
         folder: An existing folder.
+
+    Returns:
+        The version of ONNX Runtime that wrote it; older ones may not read it.
 
     Raises:
         ConversionError: ONNX Runtime cannot convert it.
@@ -35,3 +39,4 @@ def write(source: Path, folder: Path) -> None:
             raise ConversionError(f"{source}: no {MODEL_FILE} came of it: {said[-1] if said else 'no reason given'}")
         for name in (MODEL_FILE, OPERATORS_FILE):
             shutil.copyfile(work / name, folder / name)
+    return importlib.metadata.version("onnxruntime")

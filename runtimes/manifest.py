@@ -31,7 +31,7 @@ class Origin:
     """Where a checkpoint came from: enough to load it again and to see that it is the same.
 
     `source` is a folder, a hub id or a preset of random weights; `digest` the SHA-256 of config and weights;
-    `image_size` the size asked for, if any.
+    `image_size` the size asked for, if any; `license` the name of its licence, if it states one.
     """
 
     source: str
@@ -40,6 +40,7 @@ class Origin:
     image_size: int | None = None
     random_weights: bool = False
     seed: int = 0
+    license: str | None = None
 
 
 @dataclass(frozen=True)
@@ -314,6 +315,7 @@ def _check(manifest: Manifest) -> None:
 
 def _origin(entry: Any) -> Origin:
     revision, image_size, random_weights = entry["revision"], entry["image_size"], entry["random_weights"]
+    stated = entry.get("license")  # missing in manifests of before
     if not isinstance(random_weights, bool):
         raise ArtifactError(f"source: expected random_weights to be true or false, found {random_weights!r}")
     return Origin(
@@ -323,6 +325,7 @@ def _origin(entry: Any) -> Origin:
         image_size=None if image_size is None else count(image_size),
         random_weights=random_weights,
         seed=int(entry["seed"]),
+        license=None if stated is None else text(stated),
     )
 
 

@@ -37,7 +37,7 @@ for await (const line of createInterface({ input: process.stdin })) {
   let answer;
   try {
     const value = await on[call.on][call.method](...call.args);
-    answer = { value: ["goto", "reload", "waitForSelector"].includes(call.method) ? null : value };
+    answer = { value: ["goto", "reload", "waitForSelector", "pdf"].includes(call.method) ? null : value };
   } catch (error) {
     answer = { error: String(error) };
   }

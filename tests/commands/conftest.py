@@ -64,6 +64,15 @@ def built(site: Site, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def for_arm64(site: Site, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What boards and phones are told to take; other operators in OpenVINO, and other weights than `built`."""
+    out = tmp_path_factory.mktemp("arm64") / "out"
+    result = site.build(out, "--target", "arm64")
+    assert result.exit_code == 0, result.output
+    return out
+
+
+@pytest.fixture(scope="session")
 def bundled(site: Site, built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("bundle") / "bundle"
     result = site.vitedge("bundle", built, "--out", out, "--with-fp32")

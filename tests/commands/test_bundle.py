@@ -1,7 +1,9 @@
 """`vitedge bundle`, and what the device sees of it: isolated, with numpy and one runtime, nothing else importable."""
 
+import importlib.metadata
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -171,6 +173,38 @@ def test_zip_is_the_same_folder_and_the_same_bytes_again(
     names = contents(tmp_path / "there" / "bundle")
     assert names["vitedge/device.py"] == contents(bundled)["vitedge/device.py"]
     assert not any(name.startswith(("fp32/", "artifacts/tflite")) for name in names)
+
+
+def test_licences_of_what_is_inside(site: Site, bundled: Path, tmp_path: Path) -> None:
+    """Of the checkpoint, as far as it states one, and of all that the bundle has a device install."""
+    text = (bundled / "LICENSES.md").read_text()
+    assert "Its licence: not stated by the checkpoint.\n" in text
+    assert not (bundled / "license").exists()
+    named = dict(re.findall(r"^\| ([\w-]+) \| (.*) \|$", text, re.MULTILINE))
+    required = re.findall(r"^([\w-]+)>=", (bundled / "requirements.txt").read_text(), re.MULTILINE)
+    for package in (*required, "opencv-python-headless"):
+        assert named[package].split(",")[0].split("-")[0] in stated_license(package)
+
+    model = shutil.copytree(site.model, tmp_path / "model")
+    (model / "README.md").write_text("---\nlicense: cc-by-4.0\n---\n")
+    (model / "LICENSE.txt").write_text("The text.\n")
+    assert replace(site, model=model).build(tmp_path / "out", "--runtime", "onnx").exit_code == 0
+    assert load_manifest(tmp_path / "out" / "onnx").source.license == "cc-by-4.0"
+    shutil.rmtree(model)  # a bundle is made without the checkpoint
+    assert site.vitedge("bundle", tmp_path / "out", "--out", tmp_path / "bundle").exit_code == 0
+    assert "Its licence: cc-by-4.0 (its text is in `license/`).\n" in (tmp_path / "bundle/LICENSES.md").read_text()
+    assert (tmp_path / "bundle/license/LICENSE.txt").read_text() == "The text.\n"
+    assert "license/LICENSE.txt" in load_bundle(tmp_path / "bundle").files
+    app = ("embed", tmp_path / "out" / "onnx", "--platform", "cpp", "--out", tmp_path / "app")
+    assert site.vitedge(*app).exit_code == 0
+    assert (tmp_path / "app/license/LICENSE.txt").read_text() == "The text.\n"
+
+
+def stated_license(package: str) -> str:
+    """What an installed package says of itself, in whichever field."""
+    fields = importlib.metadata.metadata(package)
+    values = [fields.get("License-Expression"), fields.get("License"), *fields.get_all("Classifier", [])]
+    return " ".join(value for value in values if value)
 
 
 def test_bundle_is_replaced_and_nothing_else_is(site: Site, built: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 import pytest
 
+from tests.browser import Browser, needs_browser
 from tests.commands.conftest import LINEARS, Site, contents, names, report_of
 from vitedge.report.images import read_images
 
@@ -515,3 +516,48 @@ def test_fits_a_phone_and_a_desktop(site: Site, searched: Path, said: Any, tmp_p
     assert scroll <= inner
     assert height > 2000
     assert picture == 40  # the thumbnails of images of 40 pixels are allowed by the page's own policy
+
+
+MARGIN = dict.fromkeys(("top", "right", "bottom", "left"), "0.4in")
+PAPER = {"width": 718, "height": 1046}  # of A4 within these margins, in CSS pixels
+HEIGHTS_OF_UNBROKEN = """
+[...document.querySelectorAll("*")]
+  .filter((element) => getComputedStyle(element).breakInside === "avoid")
+  .map((element) => element.getBoundingClientRect().height)
+"""
+BROKEN_WORDS = """
+[...document.querySelectorAll(".numbers dd, .status")].filter((element) => {
+  const range = document.createRange();
+  range.selectNodeContents(element);
+  return range.getClientRects().length > 1;
+}).map((element) => element.textContent)
+"""
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    found = Browser()
+    yield found
+    found.close()
+
+
+@needs_browser
+@pytest.mark.parametrize("build", ["built", "searched"])
+def test_prints_on_pages_that_cut_nothing(
+    build: str, site: Site, browser: Browser, said: Any, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    page, paper = tmp_path / "page.html", tmp_path / "page.pdf"
+    devices = ("--device", saved(said, tmp_path)) if build == "built" else ()
+    page_of(site, request.getfixturevalue(build), tmp_path, *devices)
+    browser.open(page.as_uri(), viewport=PAPER)
+    browser.call("page", "emulateMedia", {"media": "print"})
+    assert browser.evaluate("document.documentElement.scrollWidth") == PAPER["width"]
+    heights = browser.evaluate(HEIGHTS_OF_UNBROKEN)
+    assert len(heights) > 20
+    assert max(heights) < PAPER["height"]  # else the end of a page would go through it
+    assert browser.evaluate(BROKEN_WORDS) == []
+    sheets = browser.evaluate("document.documentElement.scrollHeight") / PAPER["height"]
+    browser.call("page", "pdf", {"path": str(paper), "format": "A4", "margin": MARGIN, "printBackground": True})
+    pages = len(re.findall(rb"/Type /Page\b", paper.read_bytes()))
+    assert sheets <= pages <= sheets + 3  # what does not fit a page leaves the rest of it white
+    assert browser.call("log", "read")["requests"] == [page.as_uri()]

@@ -27,6 +27,7 @@ from vitedge.console import Console
 from vitedge.converters.checkpoint import Checkpoint, load_checkpoint, random_checkpoint
 from vitedge.converters.folders import REPORT_FILE, REPORT_FORMAT, check_replaceable, replacing_folder
 from vitedge.converters.golden import write_reference
+from vitedge.converters.license import LICENSE_FOLDER, copy_license
 from vitedge.converters.lower import export_error, lower
 from vitedge.quantization.accuracy import AccuracyReport
 from vitedge.quantization.gates import check, doubts
@@ -99,6 +100,7 @@ def build(request: BuildRequest, console: Console) -> BuildResult:
     with replacing_folder(request.out) as new:
         with console.step("Writing golden vectors"):
             write_reference(new / GOLDEN_FOLDER, checkpoint, evaluation or calibration)
+            copy_license(checkpoint.license_files, new / LICENSE_FOLDER)
         site = _Site(request, checkpoint, calibration, evaluation, new, clock, console)
         built = site.tightened(site.judged(site.converted(plan(calibration))))
         built.planned.plan.save(new)

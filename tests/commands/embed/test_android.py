@@ -10,6 +10,7 @@ The app for ONNX Runtime is compiled by the oldest Kotlin that is supported, the
 import re
 import shutil
 import sys
+import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,6 +40,7 @@ from vitedge.runtimes.tflite import dequantize, quantize
 
 pytestmark = [needs_kotlin, needs_npm]
 OURS = Path(__file__).with_name("android")
+ROOT = Path(__file__).parents[3]
 KOTLIN = {"onnx": old_kotlin, "tflite": new_kotlin}
 
 
@@ -253,6 +255,14 @@ def test_the_pinned_runtime_is_the_tested_one(apps: Mapping[str, App]) -> None:
     assert apps["onnx"].jvm.native is not None
     bridge = (apps["onnx"].jvm.native / "libonnxruntime4j_jni.so").read_bytes()
     assert f"VERS_{versions.pop()}\0".encode() in bridge
+
+
+def test_litert_is_pinned_as_here(apps: Mapping[str, App]) -> None:
+    """LiteRT's packages for Python and Android have the same versions."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    (pinned,) = (wanted for wanted in extras["convert"] if wanted.startswith("ai-edge-litert"))
+    text = (apps["tflite"].folder / "build.gradle.kts").read_text()
+    assert re.findall(r"com\.google\.ai\.edge\.litert:(.*)\"", text) == [pinned.replace("ai-edge-litert==", "litert:")]
 
 
 def test_native_libraries_are_aligned_for_16_kb_pages() -> None:

@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.arm64 import CPUS, Arm64, needs_arm64
+from tests.arm64 import CPUS, KEPT, Arm64, needs_arm64
 from tests.commands.conftest import CLASSES, Site
 from tests.commands.embed.conftest import claim_exact
 from tests.held import needs_holding
 from tests.npm import ONNX_RUNTIME, needs_npm, npm_package
 from tests.telemetry import left_behind, watch
+from vitedge.converters.embed import take, write
 from vitedge.runtimes.golden import load_golden
 from vitedge.runtimes.resize import resize
 
@@ -26,7 +27,6 @@ needs_cross_compiler = pytest.mark.skipif(
     os.environ.get("CI") is None and not shutil.which("aarch64-linux-gnu-g++"), reason="needs g++-aarch64-linux-gnu"
 )
 pytestmark = [needs_compiler, needs_npm]
-KEPT = Path(__file__).parents[3] / "build" / "arm64"
 CROSS = (
     "-DCMAKE_SYSTEM_NAME=Linux",
     "-DCMAKE_SYSTEM_PROCESSOR=aarch64",
@@ -34,6 +34,7 @@ CROSS = (
 )
 PACKAGES = (("onnx", "onnxruntime"), ("openvino", "openvino"))
 RUNTIMES = tuple(runtime for runtime, _ in PACKAGES)
+DIFFERENCE = {"onnx": 0, "openvino": 1e-5}  # from Python, at most
 EXACT = "preprocessing  pass  0 resized values differ; largest error after normalization 0.0e+00"
 # The same inference in Python, image by image, on the emulated CPU.
 PYTHON = """
@@ -132,8 +133,8 @@ def test_outputs_equal_those_of_python(runtime: str, programs: Mapping[str, Path
     assert result.returncode == 0, result.stdout + result.stderr
     assert EXACT in result.stdout
     expected = last_hidden_state(program.parents[1] / "golden" / runtime / "last_hidden_state.bin")
-    # The same library gives the same bits; OpenVINO of a loaded machine may split its sums otherwise.
-    assert np.abs(last_hidden_state(out) - expected).max() <= 1e-5
+    # The same library gives the same bits; but OpenVINO of a loaded machine may split its sums otherwise.
+    assert np.abs(last_hidden_state(out) - expected).max() <= DIFFERENCE[runtime]
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
@@ -152,9 +153,12 @@ def test_labels_come_as_lines(programs: Mapping[str, Path]) -> None:
 @needs_arm64
 @needs_cross_compiler
 @pytest.mark.parametrize("runtime", RUNTIMES)
-def test_on_arm64_outputs_equal_those_of_python_there(runtime: str, site: Site, built: Path, tmp_path: Path) -> None:
+def test_on_arm64_outputs_equal_those_of_python_there(
+    runtime: str, built: Path, for_arm64: Path, tmp_path: Path
+) -> None:
+    """Of the build for ARM64; its OpenVINO artifact saturates on x86 CPUs without VNNI, where embed refuses it."""
     arm64, app = Arm64(KEPT), tmp_path / "app"
-    assert site.vitedge("embed", built / runtime, "--platform", "cpp", "--out", app).exit_code == 0
+    write(take(for_arm64 / runtime, "cpp"), "cpp", app, kind="x86-vnni")
     package = arm64.site / {"onnx": "onnxruntime", "openvino": "openvino"}[runtime]
     program = compiled(app, runtime, package, *CROSS)
     model = next((app / "model").glob("model.[ox]*"))
@@ -170,7 +174,7 @@ def test_on_arm64_outputs_equal_those_of_python_there(runtime: str, site: Site, 
         python = arm64.python(cpu, "-c", PYTHON, runtime, str(model), "images.npy", "expected.bin", cwd=app)
         assert python.returncode == 0, python.stderr
         difference = last_hidden_state(app / "found.bin") - last_hidden_state(app / "expected.bin")
-        assert np.abs(difference).max() <= 1e-5
+        assert np.abs(difference).max() <= DIFFERENCE[runtime]
 
 
 @needs_holding
@@ -236,7 +240,7 @@ def test_pixels_in(runtime: str, package: str, site: Site, pixels_in: Path, tmp_
     result = run(program, "model", "golden", "--write", "found.bin")
     assert result.returncode == 0, result.stdout + result.stderr
     expected = last_hidden_state(app / "golden" / runtime / "last_hidden_state.bin")
-    assert np.array_equal(last_hidden_state(app / "found.bin"), expected)
+    assert np.abs(last_hidden_state(app / "found.bin") - expected).max() <= DIFFERENCE[runtime]
 
 
 @pytest.mark.parametrize("resample", ["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
+from onnxruntime.tools.ort_format_model.ort_flatbuffers_py.fbs.InferenceSession import InferenceSession
 
 from tests.commands.conftest import CLASSES, Site
 from tests.tiny import save_checkpoint
@@ -19,6 +21,7 @@ from vitedge.runtimes.errors import ConversionError
 from vitedge.runtimes.golden import load_golden
 from vitedge.runtimes.load import load_encoder
 
+Operator = tuple[str, int, str]  # domain, version that it is since, name
 MEDIAPIPE = "mediapipe==1.2.3"
 KEPT = Path(__file__).parents[3] / "build" / "mediapipe"
 # Says what an Image Embedder or Classifier makes of images that have the encoder's size already.
@@ -129,9 +132,29 @@ def test_ort_format_computes_the_same(build: str, site: Site, request: pytest.Fi
     found = session.run(["last_hidden_state"], {"pixel_values": golden.encoder_input()})[0]
     expected = load_encoder(artifact)(golden.encoder_input())["last_hidden_state"]
     np.testing.assert_allclose(found, expected, atol=1e-4)
-    operators = (app / "required_operators_and_types.config").read_text()
-    assert "com.microsoft;1;" in operators
-    assert "MatMulIntegerToFloat" in operators
+    operators = operators_of(app / "model.ort")
+    assert required_operators(app / "required_operators_and_types.config") == operators
+    assert ("com.microsoft", 1, "MatMulIntegerToFloat") in operators
+    assert f"ONNX Runtime {onnxruntime.__version__} wrote it" in (app / "README.md").read_text()
+
+
+def operators_of(model: Path) -> set[Operator]:
+    """The operators of a model in ONNX Runtime's format: what a build must have to load it."""
+    graph = InferenceSession.GetRootAs(model.read_bytes(), 0).Model().Graph()
+    nodes = [graph.Nodes(index) for index in range(graph.NodesLength())]
+    assert nodes
+    return {(node.Domain().decode() or "ai.onnx", node.SinceVersion(), node.OpType().decode()) for node in nodes}
+
+
+def required_operators(config: Path) -> set[Operator]:
+    """Lines of domain;version;operators, each operator followed by the types that it needs, as JSON."""
+    found = set[Operator]()
+    for line in config.read_text().splitlines():
+        if line and not line.startswith(("#", "!")):
+            domain, version, named = line.split(";", 2)
+            names = re.findall(r"[A-Z]\w*(?=[,{]|$)", named)  # those of types are in quotation marks
+            found |= {(domain, int(version), name) for name in names}
+    return found
 
 
 def test_what_onnx_runtime_cannot_convert(tmp_path: Path) -> None:

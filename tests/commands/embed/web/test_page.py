@@ -131,10 +131,13 @@ def test_offline_once_loaded(runtime: str, apps: Mapping[str, Path], browser: Br
         assert browser.evaluate("crossOriginIsolated") == bool(headers)
 
 
-def test_what_is_no_image_says_so(apps: Mapping[str, Path], browser: Browser, image: Path, tmp_path: Path) -> None:
+@each
+def test_what_is_no_image_says_so(
+    runtime: str, apps: Mapping[str, Path], browser: Browser, image: Path, tmp_path: Path
+) -> None:
     wrong = {"note.txt": b"not an image", "empty.png": b"", "cut.png": image.read_bytes()[:-40]}
     wrong["cut.jpg"] = cv2.imencode(".jpg", cv2.imread(str(image)))[1].tobytes()[:-20]
-    with served(apps["onnx"] / "site") as url:
+    with served(apps[runtime] / "site") as url:
         browser.open(url)
         ready(browser)
         for name, data in wrong.items():
