@@ -157,7 +157,9 @@ class _Graph:
             patches = weight.reshape(-1, shape.channels, shape.patch_height, shape.patch_width)
             weight = patches.transpose(0, 2, 3, 1).reshape(weight.shape)
             if shape.uint8_input and quantized is not None:
-                weight = np.pad(weight, ((0, 0), (0, 1)))  # of the 255 in `exact_pixels`
+                with_zero = np.zeros((len(weight), shape.patch_values + 1), np.int8)  # of the 255 in `exact_pixels`
+                with_zero[:, :-1] = weight
+                weight = with_zero
         if scale is not None:
             # XNNPACK refuses to load a subnormal scale, such as a row of zeros can have.
             scale = np.maximum(scale, np.finfo(np.float32).tiny)
