@@ -167,8 +167,8 @@ def _check_exact(path: Path, kind: str) -> None:
         what = "x86 without VNNI" if kind == X86 else "which may be x86 without VNNI"
         raise ArtifactError(
             f"{path}: made for {manifest.target}; on this CPU, {what}, {len(manifest.saturation.unsafe)} of"
-            " its linears can saturate, so that what it gives here is no measure for a device; leave it out, do this on"
-            " a host with VNNI or on ARM64, or build with --target avx2"
+            " its integer products can saturate, so that what it gives here is no measure for a device; leave it out,"
+            " do this on a host with VNNI or on ARM64, or build with --target avx2"
         )
 
 

@@ -24,10 +24,10 @@ class UnsafeLinear:
 
 @dataclass(frozen=True)
 class Saturation:
-    """Whether the integer linears of an artifact can saturate on x86 CPUs without VNNI.
+    """Whether the integer products of an artifact, linears and attention scores, can saturate on x86 CPUs without VNNI.
 
     `proven_safe` means that none can, so that the artifact is exact on every CPU. `linears` and `pairs` count what was
-    looked at, and `unsafe` holds the linears that can saturate, by name. Where no kernel adds in 16 bits, nothing needs
+    looked at, and `unsafe` holds what can saturate, by name. Where no kernel adds in 16 bits, nothing needs
     a proof: `not_applicable` says why, and is None elsewhere.
     """
 

@@ -117,7 +117,7 @@ def _cpu(golden: Golden, name: str, manifest: Manifest, kind: str) -> Check:
         names = ", ".join(list(unsafe)[:3]) + (", …" if len(unsafe) > 3 else "")
         found = (
             f"made for {manifest.target}; this CPU is x86 without VNNI and adds pairs of products in 16 bits, which"
-            f" {len(unsafe)} linears can exceed ({names})"
+            f" {len(unsafe)} integer products can exceed ({names})"
         )
         return Check("cpu", name, "fail", found, "saturation: build with --target avx2")
     if kind == ANY:

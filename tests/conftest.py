@@ -17,6 +17,7 @@ _UNPACKED = (_TESTS / "commands" / "embed", _TESTS / "commands" / "test_bundle_a
 _LONGEST = (*_UNPACKED, _TESTS / "test_real_npu.py", _TESTS / "test_real_encoder.py")
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: not _below(item, _LONGEST))
     for item in items:

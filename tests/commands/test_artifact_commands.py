@@ -22,7 +22,7 @@ from vitedge.runtimes.saturation import Saturation, UnsafeLinear, UnsafePair
 
 RUNTIMES = ("onnx", "openvino", "tflite")
 WIDER = "it has VNNI, for which --target vnni is more accurate"
-WRONG = "1 of 10 linears can saturate here and give wrong features; build for avx2"
+WRONG = "1 of 10 integer products can saturate here and give wrong features; build for avx2"
 
 
 def damaged(built: Path, copy: Path, runtime: str = "onnx") -> Path:

@@ -110,7 +110,7 @@ def test_accuracy_that_saturation_spoils_is_doubted(
     monkeypatch.setattr(verify, "describe_machine", lambda: haswell)
     result = site.build(tmp_path / "out", "--target", target, "--runtime", "onnx,openvino")
     assert result.exit_code == 0
-    warned = "warning: openvino: 10 of 10 linears can saturate on this CPU, which has no VNNI: accuracy below"
+    warned = "warning: openvino: 12 of 12 integer products can saturate on this CPU, which has no VNNI: accuracy below"
     assert (warned in " ".join(result.stderr.split())) is told
     assert "warning: onnx: 10 of" not in result.stderr
 
@@ -191,7 +191,7 @@ def test_images_not_calibrated_on_are_held_out_to_judge(site: Site, tmp_path: Pa
     result = site.vitedge("build", site.model, "--images", site.calibration, *options)
     assert result.exit_code == 0
     assert report_of(tmp_path / "out")["evaluation"]["images"] == 36 - 20
-    assert "only 20 calibration images" in result.stderr
+    assert "only 20 different calibration images" in result.stderr
     assert "at least 32" in result.stderr
 
 

@@ -195,5 +195,5 @@ def test_options_that_do_not_go_together(site: Site, tmp_path: Path, options: tu
 def test_plan_of_a_cpu_target_is_refused_before_any_work(site: Site, built: Path, tmp_path: Path) -> None:
     result = site.build(tmp_path / "out", *NPU, "--plan", built)
     assert result.exit_code == 2
-    assert "expected a plan of format vitedge-npu-plan/1, found vitedge-plan/5" in result.stderr
+    assert "expected a plan of format vitedge-npu-plan/1, found vitedge-plan/6" in result.stderr
     assert "Reading" not in result.stderr

@@ -52,7 +52,8 @@ def test_plan_that_does_not_fit_is_told_before_any_work(site: Site, built: Path,
     assert "expected one of static, dynamic, float, found int4" in refused(
         *("--plan", edited(built, tmp_path, layers__0__mlp__fc1="int4"))
     )
-    assert "leave --activations and --ranges out, or edit it" in refused("--plan", built, "--activations", "static")
+    assert "leave --activations and --ranges out, or edit it" in refused("--plan", built, "--activations", "dynamic")
+    assert "leave --activations and --ranges out, or edit it" in refused("--plan", built, "--ranges", "mse")
     assert "made for target avx2, but --target is vnni" in refused("--plan", built, "--target", "vnni")
     plan = json.loads((built / "plan.json").read_text())
     del plan["recipes"]["tflite"]

@@ -83,7 +83,7 @@ def _unsafe_verdict(manifest: Manifest, kind: str) -> str:
         if kind == X86
         else "this CPU is of no kind that vitedge knows; if it is x86 without VNNI"
     )
-    count = f"{len(manifest.saturation.unsafe)} of {manifest.saturation.linears} linears"
+    count = f"{len(manifest.saturation.unsafe)} of {manifest.saturation.linears} integer products"
     if X86 in manifest.exact_in_wrapper:
         return f"{known}: exact in vitedge's wrapper, by slower kernels; in other programs {count} can saturate"
     return f"{known}: {count} can saturate here and give wrong features; build for avx2"

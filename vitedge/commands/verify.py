@@ -69,8 +69,8 @@ def _saturation_doubt(manifest: Manifest) -> str:
     """What makes accuracy that is measured here none that a device would see."""
     saturation = manifest.saturation
     return (
-        f"{len(saturation.unsafe)} of {saturation.linears} linears can saturate on this CPU, which has no VNNI:"
-        f" accuracy below is of that, not of the CPUs that --target {manifest.target} is for; judge there"
+        f"{len(saturation.unsafe)} of {saturation.linears} integer products can saturate on this CPU, which has no"
+        f" VNNI: accuracy below is of that, not of the CPUs that --target {manifest.target} is for; judge there"
     )
 
 
