@@ -14,9 +14,8 @@ $(VENV)/.installed: $(SOURCES)
 demo: $(VENV)/.installed
 	$(BIN)/vitedge demo
 
-# Two processes, each with one thread for PyTorch: more memory than that of a laptop is not asked for.
 test: $(VENV)/.installed lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest
 
 # A bundle's self-test on two emulated ARM64 CPUs; part of `make test` too, which leaves it out where something is missing.
 test-arm64: has-arm64 $(VENV)/.installed
