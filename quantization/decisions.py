@@ -11,7 +11,7 @@ from vitedge.quantization.saved_plan import PLAN_FILE, check_checkpoint, read_do
 from vitedge.runtimes.errors import PlanError
 
 FORMAT = "vitedge-plan/6"
-_KEYS = frozenset({"format", "checkpoint_digest", "target", "smoothing_strength", "ranges", "recipes", "results"})
+KEYS = ("format", "checkpoint_digest", "target", "smoothing_strength", "ranges", "recipes", "results")
 
 
 @dataclass(frozen=True)
@@ -75,14 +75,9 @@ def load_decisions(path: Path) -> PlanDecisions:
         PlanError: No such file, not a plan, or a decision that does not exist.
     """
     path = path / PLAN_FILE if path.is_dir() else path
-    document = read_document(path, FORMAT)
-    if unknown := document.keys() - _KEYS:  # an edit that counts for nothing would be missed
-        raise PlanError(f"{path}: expected {', '.join(sorted(_KEYS))}, found {', '.join(sorted(unknown))}")
+    document = read_document(path, FORMAT, KEYS)
     try:
-        recipes = {
-            runtime: Recipe(entry["weights"], entry["precisions"], entry["scores"])
-            for runtime, entry in document["recipes"].items()
-        }
+        recipes = {runtime: Recipe(**entry) for runtime, entry in document["recipes"].items()}
         return PlanDecisions(
             path,
             str(document["checkpoint_digest"]),

@@ -33,6 +33,7 @@ from vitedge.quantization.saved_plan import (
 from vitedge.runtimes.errors import PlanError
 
 FORMAT = "vitedge-npu-plan/1"
+_KEYS = ("format", "checkpoint_digest", "calibration_digest", "target", "sixteen_bit", "ranges")
 PIXELS = "pixel_values"  # images have 8 bits, and so has the input
 
 
@@ -114,7 +115,7 @@ def load_integer_decisions(path: Path) -> IntegerDecisions:
         PlanError: No such file, not a plan of target npu, or a name or pattern that matches no tensor.
     """
     path = path / PLAN_FILE if path.is_dir() else path
-    document = read_document(path, FORMAT)
+    document = read_document(path, FORMAT, _KEYS)
     try:
         names = tuple(document["ranges"])
         sixteen = sixteen_bit(document["sixteen_bit"], names)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from vitedge.quantization.decisions import FORMAT, load_decisions
+from vitedge.quantization.decisions import FORMAT, KEYS, load_decisions
 from vitedge.quantization.recipe import WEIGHT_FORMATS, RangeMethod, Recipe
 from vitedge.quantization.saved_plan import ARRAYS_FILE, PLAN_FILE, digest_of, read_document, unreadable, write
 from vitedge.quantization.scores import ScoreBalance, ScoreGrids
@@ -197,7 +197,7 @@ def load_plan(folder: Path) -> Plan:
         PlanError: A file is missing, not a plan, or contradicts itself.
     """
     path = folder / PLAN_FILE
-    decisions, document = load_decisions(path), read_document(path, FORMAT)
+    decisions, document = load_decisions(path), read_document(path, FORMAT, KEYS)
     try:
         results = document["results"]
         arrays = load_file(folder / ARRAYS_FILE)

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -46,15 +46,16 @@ def write(folder: Path, document: Mapping[str, Any], arrays: Mapping[str, NDArra
     shutil.copymode(folder / PLAN_FILE, folder / ARRAYS_FILE)  # its own would keep it from everybody else
 
 
-def read_document(path: Path, form: str) -> Mapping[str, Any]:
+def read_document(path: Path, form: str, keys: Collection[str]) -> Mapping[str, Any]:
     """Reads a `plan.json`.
 
     Args:
         path: The file.
         form: What its `format` must be.
+        keys: All that it may hold: an edit under another name would count for nothing.
 
     Raises:
-        PlanError: There is no such file, it is too large, no JSON, or of another format.
+        PlanError: There is no such file, it is too large, no JSON, of another format, or holds another key.
     """
     try:
         if path.stat().st_size > _MAX_DOCUMENT_BYTES:
@@ -70,6 +71,8 @@ def read_document(path: Path, form: str) -> Mapping[str, Any]:
             f"{path}: expected a plan of format {form}, found {found}; plans of target npu and of CPU targets differ:"
             " pass its own --target, or build it again"
         )
+    if unknown := document.keys() - set(keys):
+        raise PlanError(f"{path}: expected {', '.join(sorted(keys))}, found {', '.join(sorted(unknown))}")
     return document
 
 

@@ -3,6 +3,7 @@
 import json
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,6 +87,28 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
     """A device that is reached over ssh."""
     with serving(tmp_path_factory.mktemp("sshd")) as host:
         yield host
+
+
+@pytest.fixture(scope="session")
+def searched(site: Site, built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("searched") / "out"
+    before = report_of(built)["accuracy"]["onnx"]["outputs"]["last_hidden_state"]["sqnr_db"]
+    assert site.build(out, "--runtime", "onnx", "--min-sqnr", str(before + 3)).exit_code == 0
+    return out
+
+
+@pytest.fixture(scope="session")
+def said(site: Site, built: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """What a device says of the build: this machine, with the build's bundle."""
+    bundle = tmp_path_factory.mktemp("bundle") / "bundle"
+    assert site.vitedge("bundle", built, "--out", bundle, "--with-fp32").exit_code == 0
+
+    def ask(*words: str) -> Any:
+        command = [sys.executable, "-m", "vitedge.device", *words, "--json"]
+        return json.loads(subprocess.run(command, cwd=bundle, capture_output=True, check=True).stdout)
+
+    selftest, bench = ask("selftest"), ask("bench", "--seconds", "0.1")
+    return {"format": "vitedge-device/1", "device": "ssh://pi@board", "selftest": selftest, "bench": bench}
 
 
 @pytest.fixture(scope="module")

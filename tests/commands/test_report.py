@@ -1,14 +1,9 @@
-"""`vitedge report`: what the page shows of real builds, what it must not let in, and that it fits a phone."""
+"""`vitedge report`: what the page shows of real builds, and what it must not let in."""
 
 import base64
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -16,87 +11,16 @@ import cv2
 import numpy as np
 import pytest
 
-from tests.browser import Browser, needs_browser
 from tests.commands.conftest import LINEARS, Site, contents, names, report_of
+from tests.commands.report_page import Html, changed, page_of, saved
 from vitedge.report.images import read_images
 
 HOSTILE = "<script>alert(1)</script>\"'&<img src=x onerror=alert(2)>"
-CHROMIUM = shutil.which("chromium")
-needs_chromium = pytest.mark.skipif(os.environ.get("CI") is None and CHROMIUM is None, reason="needs Debian's chromium")
-
-
-class Html(HTMLParser):
-    """The tags, attributes and text of a page."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.source = path.read_text()
-        self.tags: list[str] = []
-        self.attributes: list[tuple[str, str, str]] = []
-        self.words: list[str] = []
-        self.feed(self.source)
-        self.text = " ".join(" ".join(self.words).split()).replace("±\u00a0", "± ")
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.attributes += [(tag, name, value or "") for name, value in attrs]
-
-    def handle_data(self, data: str) -> None:
-        if self.tags[-1:] != ["style"]:
-            self.words.append(data)
-
-    def values(self, tag: str, name: str) -> list[str]:
-        return [value for found, key, value in self.attributes if (found, key) == (tag, name)]
-
-
-def page_of(site: Site, build: Path, folder: Path, *options: str | Path) -> Html:
-    """The page of a build, which other tests look into, written elsewhere."""
-    result = site.vitedge("report", build, "--out", folder / "page.html", *options)
-    assert result.exit_code == 0, result.output
-    return Html(folder / "page.html")
-
-
-def changed(build: Path, folder: Path, change: Callable[[Any], None], file: str = "report.json") -> Path:
-    """A copy of a build with one document changed."""
-    copy = folder / "copy"
-    shutil.copytree(build, copy, ignore=shutil.ignore_patterns("fp32", "*.bin", "*.onnx", "*.tflite"))
-    document = json.loads((copy / file).read_text())
-    change(document)
-    (copy / file).write_text(json.dumps(document))
-    return copy
 
 
 @pytest.fixture(scope="module")
 def page(site: Site, built: Path, tmp_path_factory: pytest.TempPathFactory) -> Html:
     return page_of(site, built, tmp_path_factory.mktemp("page"))
-
-
-@pytest.fixture(scope="module")
-def searched(site: Site, built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("searched") / "out"
-    before = report_of(built)["accuracy"]["onnx"]["outputs"]["last_hidden_state"]["sqnr_db"]
-    assert site.build(out, "--runtime", "onnx", "--min-sqnr", str(before + 3)).exit_code == 0
-    return out
-
-
-@pytest.fixture(scope="module")
-def said(site: Site, built: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """What a device says of the build: this machine, with the build's bundle."""
-    bundle = tmp_path_factory.mktemp("bundle") / "bundle"
-    assert site.vitedge("bundle", built, "--out", bundle, "--with-fp32").exit_code == 0
-
-    def ask(*words: str) -> Any:
-        command = [sys.executable, "-m", "vitedge.device", *words, "--json"]
-        return json.loads(subprocess.run(command, cwd=bundle, capture_output=True, check=True).stdout)
-
-    selftest, bench = ask("selftest"), ask("bench", "--seconds", "0.1")
-    return {"format": "vitedge-device/1", "device": "ssh://pi@board", "selftest": selftest, "bench": bench}
-
-
-def saved(document: Any, folder: Path) -> Path:
-    path = folder / "device.json"
-    path.write_text(json.dumps(document))
-    return path
 
 
 def test_numbers_are_those_of_the_report(built: Path, page: Html) -> None:
@@ -348,216 +272,9 @@ def test_out_is_replaced_at_once_or_not_at_all(
     assert contents(out.parent) == before
 
 
-@pytest.mark.parametrize(
-    ("out", "message"),
-    [
-        ("photo.jpg", "expected the name of an .html file"),
-        ("nowhere/page.html", "cannot be written (No such file or directory)"),
-        ("folder.html", "cannot be written (Is a directory)"),
-    ],
-)
-def test_impossible_outputs(site: Site, built: Path, tmp_path: Path, out: str, message: str) -> None:
-    (tmp_path / "folder.html").mkdir()
-    result = site.vitedge("report", built, "--out", tmp_path / out)
-    assert result.exit_code == 2
-    assert message in result.stderr
-    assert names(tmp_path) == {"folder.html"}
-
-
 def test_default_place_is_the_build(site: Site, built: Path, tmp_path: Path) -> None:
     build = changed(built, tmp_path, lambda _: None)
     result = site.vitedge("report", build)
     assert result.exit_code == 0
     page = build / "report.html"
     assert "".join(result.stdout.split()) == f"{page}:{page.stat().st_size / 1e3:.0f}kB;openitinabrowser"
-
-
-def test_no_build_there(site: Site, tmp_path: Path) -> None:
-    result = site.vitedge("report", tmp_path / "nowhere")
-    assert result.exit_code == 2
-    assert "nowhere: no such folder; expected the OUT of a vitedge build" in result.stderr
-    result = site.vitedge("report", tmp_path)
-    assert result.exit_code == 2
-    assert "report.json: no such file; expected the OUT of a vitedge build" in result.stderr
-    assert names(tmp_path) == set()
-
-
-def without(*keys: str) -> Callable[[Any], None]:
-    def change(document: Any) -> None:
-        for key in keys[:-1]:
-            document = document[key]
-        del document[keys[-1]]
-
-    return change
-
-
-def put(value: Any, *keys: str | int) -> Callable[[Any], None]:
-    def change(document: Any) -> None:
-        for key in keys[:-1]:
-            document = document[key]
-        document[keys[-1]] = value
-
-    return change
-
-
-IMAGES = "report/images.json"
-
-
-@pytest.mark.parametrize(
-    ("change", "file", "message"),
-    [
-        (put("vitedge-report/9", "format"), "report.json", "expected format vitedge-report/1, found vitedge-report/9"),
-        (without("bench", "machine"), "report.json", "report.json: not readable (KeyError: 'machine')"),
-        (
-            without("accuracy", "onnx", "outputs", "last_hidden_state", "sqnr_db"),
-            "report.json",
-            "not readable (TypeErr",
-        ),
-        (
-            put(float("nan"), "bench", "pairs", "onnx", "artifact", "latency_median_ms"),
-            "report.json",
-            "finite number, found NaN",
-        ),
-        (
-            put([1, float("inf")], "bench", "pairs", "onnx", "artifact", "latency_interval_ms"),
-            "report.json",
-            "found Inf",
-        ),
-        (put("fast", "bench", "pairs", "onnx", "artifact", "latency_median_ms"), "report.json", "not readable"),
-        (put([], "accuracy"), "report.json", "not readable (AttributeError"),
-        (put("x", "format"), IMAGES, "images.json: expected format vitedge-images/1, found x; build again"),
-        (put([], "artifacts", "onnx", "cosines"), IMAGES, "expected a cosine for each of 24 images, found 0"),
-        (put(2.0, "artifacts", "onnx", "cosines", 0), IMAGES, "expected a cosine, found 2.0"),
-        (put(float("nan"), "artifacts", "onnx", "cosines", 0), IMAGES, "expected a finite number, found NaN"),
-        (put(99, "artifacts", "onnx", "worst", 0, "image"), IMAGES, "images.json: not readable (ValueError: 99 is not"),
-        (put(-1, "artifacts", "onnx", "worst", 0, "fp32", "image"), IMAGES, "not readable (ValueError: -1 is not in"),
-        (put({"cosines": [], "worst": []}, "artifacts", "coreml"), "report/images.json", "images.json: not readable"),
-        (put({"coreml": {}}, "search"), "report.json", "found coreml"),
-        (put("x", "format"), "plan.json", "plan.json: expected a plan of format"),
-        (put("x", "format"), "onnx/manifest.json", "manifest.json: expected format vitedge-artifact"),
-    ],
-)
-def test_damaged_documents(
-    site: Site, built: Path, tmp_path: Path, change: Callable[[Any], None], file: str, message: str
-) -> None:
-    build = changed(built, tmp_path, change, file)
-    result = site.vitedge("report", build)
-    assert result.exit_code == 2
-    assert message in " ".join(result.stderr.split())
-    assert not (build / "report.html").exists()
-
-
-def test_lost_thumbnails_and_half_a_report(site: Site, built: Path, tmp_path: Path) -> None:
-    build = changed(built, tmp_path, lambda _: None)
-    next((build / "report").glob("*.jpg")).unlink()
-    assert "images.json: not readable (ValueError: " in site.vitedge("report", build).stderr
-    (build / "report.json").write_text('{"format"')
-    result = site.vitedge("report", build)
-    assert result.exit_code == 2
-    assert "report.json: expected a JSON file" in result.stderr
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (put("x", "format"), "expected format vitedge-device/1 or vitedge-selftest/1 or vitedge-benches/2, found x"),
-        (put("0" * 64, "selftest", "source_digest"), "about checkpoint 000000000000…, but this build is of"),
-        (put({}, "bench", "artifacts", "onnx", "sha256"), "onnx there has other files than this build's"),
-        (without("bench", "artifacts"), "device.json: not readable (KeyError: 'artifacts')"),
-        (put({"sha256": {}}, "bench", "artifacts", "coreml"), "coreml there has other files than this build's"),
-        (without("selftest", "machine"), "device.json: not readable (KeyError: 'machine'); pass what vitedge bench"),
-        (put([], "selftest"), "device.json: not readable (AttributeError"),
-    ],
-)
-def test_documents_that_are_no_device_of_this_build(
-    site: Site, built: Path, said: Any, tmp_path: Path, change: Callable[[Any], None], message: str
-) -> None:
-    document = json.loads(json.dumps(said))
-    change(document)
-    result = site.vitedge("report", built, "--device", saved(document, tmp_path), "--out", tmp_path / "page.html")
-    assert result.exit_code == 2
-    assert message in " ".join(result.stderr.split())
-    assert not (tmp_path / "page.html").exists()
-
-
-@needs_chromium
-@pytest.mark.parametrize("width", [390, 1280])
-def test_fits_a_phone_and_a_desktop(site: Site, searched: Path, said: Any, tmp_path: Path, width: int) -> None:
-    """In a frame of that width, as a window of Chromium cannot be as narrow as a phone."""
-    long = "x" * 300  # in every place that a name may come from
-    build = changed(searched, tmp_path, lambda document: document.update(names=[long] * 24), "report/images.json")
-    report = report_of(build)
-    report["source"]["source"] = long
-    report["accuracy"]["onnx"] |= {"verdicts": [long], "notes": [long]}
-    report["accuracy"]["onnx"]["outputs"]["last_hidden_state"]["worst_image"] = long
-    report["search"]["onnx"]["sensitivity_db"][long] = {"static": 1.0}
-    (build / "report.json").write_text(json.dumps(report))
-    check = {"step": long, "artifact": long, "status": "fail", "found": long, "cause": long}
-    runs = [run | {"pairs": {long: run["pairs"]["onnx"]}} for run in said["bench"]["runs"]]
-    document = said | {
-        "device": long,
-        "selftest": said["selftest"] | {"artifacts": {}, "checks": [check]},
-        "bench": said["bench"] | {"artifacts": {}, "runs": runs},
-    }
-    page_of(site, build, tmp_path, "--device", saved(document, tmp_path))
-    frame = tmp_path / "frame.html"
-    frame.write_text(
-        f'<iframe src="page.html" style="width:{width}px;height:800px;border:0"></iframe><script>onload = () => {{'
-        " const page = document.querySelector('iframe'), root = page.contentDocument.scrollingElement;"
-        " document.title = `${page.contentWindow.innerWidth} ${root.scrollWidth} ${root.scrollHeight}`"
-        " + ` ${page.contentDocument.images[0].naturalWidth}`; }</script>"
-    )
-    assert CHROMIUM is not None
-    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files", "--dump-dom"]
-    command += [f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width + 100},900", frame.as_uri()]
-    shown = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
-    inner, scroll, height, picture = map(int, re.search(r"<title>(\d+) (\d+) (\d+) (\d+)</title>", shown).groups())  # type: ignore[union-attr]
-    assert inner == width
-    assert scroll <= inner
-    assert height > 2000
-    assert picture == 40  # the thumbnails of images of 40 pixels are allowed by the page's own policy
-
-
-MARGIN = dict.fromkeys(("top", "right", "bottom", "left"), "0.4in")
-PAPER = {"width": 718, "height": 1046}  # of A4 within these margins, in CSS pixels
-HEIGHTS_OF_UNBROKEN = """
-[...document.querySelectorAll("*")]
-  .filter((element) => getComputedStyle(element).breakInside === "avoid")
-  .map((element) => element.getBoundingClientRect().height)
-"""
-BROKEN_WORDS = """
-[...document.querySelectorAll(".numbers dd, .status")].filter((element) => {
-  const range = document.createRange();
-  range.selectNodeContents(element);
-  return range.getClientRects().length > 1;
-}).map((element) => element.textContent)
-"""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    found = Browser()
-    yield found
-    found.close()
-
-
-@needs_browser
-@pytest.mark.parametrize("build", ["built", "searched"])
-def test_prints_on_pages_that_cut_nothing(
-    build: str, site: Site, browser: Browser, said: Any, request: pytest.FixtureRequest, tmp_path: Path
-) -> None:
-    page, paper = tmp_path / "page.html", tmp_path / "page.pdf"
-    devices = ("--device", saved(said, tmp_path)) if build == "built" else ()
-    page_of(site, request.getfixturevalue(build), tmp_path, *devices)
-    browser.open(page.as_uri(), viewport=PAPER)
-    browser.call("page", "emulateMedia", {"media": "print"})
-    assert browser.evaluate("document.documentElement.scrollWidth") == PAPER["width"]
-    heights = browser.evaluate(HEIGHTS_OF_UNBROKEN)
-    assert len(heights) > 20
-    assert max(heights) < PAPER["height"]  # else the end of a page would go through it
-    assert browser.evaluate(BROKEN_WORDS) == []
-    sheets = browser.evaluate("document.documentElement.scrollHeight") / PAPER["height"]
-    browser.call("page", "pdf", {"path": str(paper), "format": "A4", "margin": MARGIN, "printBackground": True})
-    pages = len(re.findall(rb"/Type /Page\b", paper.read_bytes()))
-    assert sheets <= pages <= sheets + 3  # what does not fit a page leaves the rest of it white
-    assert browser.call("log", "read")["requests"] == [page.as_uri()]

@@ -50,7 +50,11 @@ def test_refuses_a_plan_of_another_checkpoint(tmp_path: Path) -> None:
     [
         (lambda document: document["recipes"]["onnx"]["precisions"].update({FC1: "int4"}), f"{FC1}: expected one of"),
         (lambda document: document["recipes"]["onnx"].update(weights="int9"), "found int9"),
-        (lambda document: document["recipes"]["onnx"].pop("weights"), "KeyError: 'weights'"),
+        (
+            lambda document: document["recipes"]["onnx"].pop("weights"),
+            "missing 1 required positional argument: 'weights'",
+        ),
+        (lambda document: document["recipes"]["onnx"].update(precision={}), "unexpected keyword argument 'precision'"),
         (lambda document: document["recipes"]["onnx"].update(precisions=["static"]), "not a readable plan"),
         (lambda document: document.update(recipes=[]), "not a readable plan"),
         (lambda document: document.pop("target"), "KeyError: 'target'"),

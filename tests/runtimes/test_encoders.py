@@ -186,15 +186,13 @@ def test_one_image_needs_no_list(encoder: RuntimeEncoder, tmp_path: Path) -> Non
 
 
 def test_a_folder_is_its_images_by_path(encoder: RuntimeEncoder, tmp_path: Path) -> None:
-    paths = []
-    for name, source in (("b/one.jpg", "baseline.jpg"), ("a.png", "palette.png"), ("note.txt", "rgb.png")):
-        path = tmp_path / "photos" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(awkward()[source])
-        paths.append(path)
-    assert_equal(encoder.encode(tmp_path / "photos"), encoder.encode([paths[1], paths[0]]))
-    assert_equal(encoder.encode(str(tmp_path / "photos")), encoder.encode([paths[1], paths[0]]))
+    (tmp_path / "photos" / "b").mkdir(parents=True)
     (tmp_path / "empty").mkdir()
+    files = {"b/one.jpg": "baseline.jpg", "a.png": "palette.png", "note.txt": "rgb.png"}
+    for name, source in files.items():
+        (tmp_path / "photos" / name).write_bytes(awkward()[source])
+    expected = encoder.encode([tmp_path / "photos" / name for name in ("a.png", "b/one.jpg")])
+    assert_equal(encoder.encode(str(tmp_path / "photos")), expected)
     with pytest.raises(ImageSetError, match=r"empty: no images in it or below"):
         encoder.encode(tmp_path / "empty")
 

@@ -73,12 +73,9 @@ def bench(
     images = _batch(manifests, batch)
     reports = []
     with tempfile.TemporaryDirectory() as scratch:
-        others: Mapping[str, Sequence[Rival]] = _rivals(
-            pairs, manifests, rivals or RivalRequest(), Path(scratch), console
-        )
+        others = _rivals(pairs, manifests, rivals or RivalRequest(), Path(scratch), console)
+        itself = _themselves(pairs, manifests, threads[0])
         for count in threads:
-            if count != threads[0]:
-                others = _beside_itself(pairs, manifests, others, threads[0])
             with console.bar(f"Benchmarking with {count} thread{'s' * (count > 1)}", len(pairs)) as advance:
                 report = measure_all(
                     pairs,
@@ -86,7 +83,7 @@ def bench(
                     batch=images,
                     seconds=seconds,
                     cpus=cpus,
-                    rivals=others,
+                    rivals=others if count == threads[0] else {name: [*others[name], itself[name]] for name in pairs},
                     sqnr_db=_accuracy(manifests),
                     progress=advance,
                 )
@@ -143,23 +140,18 @@ def _rivals(
     return rivals
 
 
-def _beside_itself(
-    pairs: Mapping[str, tuple[Path, Path | None]],
-    manifests: Mapping[str, Manifest],
-    rivals: Mapping[str, Sequence[Rival]],
-    threads: int,
-) -> dict[str, list[Rival]]:
-    """With each artifact among its own rivals, on so many threads: what more of them gain is measured in turns, too."""
+def _themselves(
+    pairs: Mapping[str, tuple[Path, Path | None]], manifests: Mapping[str, Manifest], threads: int
+) -> dict[str, Rival]:
+    """Each artifact on so many threads, a rival of itself on more: what those gain is measured in turns, too."""
 
     def command(folder: Path, *, batch: int, cpus: Sequence[int], **_: int) -> list[str]:
         return worker_command(folder, threads=threads, batch=batch, cpus=cpus)
 
-    name = on_threads(threads)
     return {
-        runtime: [
-            *(rival for rival in rivals[runtime] if rival.name != name),
-            Rival(name, manifests[runtime].precision, manifests[runtime].size_bytes, partial(command, folder)),
-        ]
+        runtime: Rival(
+            on_threads(threads), manifests[runtime].precision, manifests[runtime].size_bytes, partial(command, folder)
+        )
         for runtime, (folder, _) in pairs.items()
     }
 
