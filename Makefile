@@ -14,8 +14,9 @@ $(VENV)/.installed: $(SOURCES)
 demo: $(VENV)/.installed
 	$(BIN)/vitedge demo
 
+# Two processes, each with one thread for PyTorch. A file stays in one of them: its tests share what its fixtures make.
 test: $(VENV)/.installed lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # A bundle's self-test on two emulated ARM64 CPUs; part of `make test` too, which leaves it out where something is missing.
 test-arm64: has-arm64 $(VENV)/.installed

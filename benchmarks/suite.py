@@ -60,7 +60,7 @@ def vitedge(*arguments: str) -> Any:
 def rows_of(encoder: str, report: Mapping[str, Any], one: Mapping[str, Any], two: Mapping[str, Any]) -> list[Row]:
     """The rows of an encoder: a build's report, and its benchmarks with one thread and with two."""
     return [
-        _row(encoder, runtime, (report["accuracy"] or {}).get(runtime), pair, two["pairs"][runtime])
+        _row(encoder, runtime, report["accuracy"].get(runtime), pair, two["pairs"][runtime])
         for runtime, pair in one["pairs"].items()
     ]
 

@@ -12,6 +12,7 @@ depends on the artifact is in one of them, the contract. Two platforms take the 
 """
 
 import json
+import math
 import re
 import shutil
 import string
@@ -103,7 +104,7 @@ def write(subject: Subject, platform: str, out: Path, *, kind: str) -> tuple[str
         )
         (folder / GOLDEN_FOLDER / "index.txt").write_text(_index(golden), encoding="utf-8")
         _write_quantized(subject.manifest.inputs[0], golden, folder / GOLDEN_FOLDER)
-        filled = {**values(subject, golden), **_make_model(subject, platform, folder)}
+        filled = {**values(subject, golden), **_make_model(subject, golden, platform, folder)}
         for name, source in _sources(platform, subject.manifest.runtime):
             destination = folder / name.removesuffix(_TEMPLATE)
             destination.parent.mkdir(parents=True, exist_ok=True)
@@ -127,13 +128,18 @@ def values(subject: Subject, golden: Golden) -> Mapping[str, Any]:
     """
     manifest, contract = subject.manifest, subject.manifest.preprocessing
     first = manifest.inputs[0]
-    bound = golden.tolerances[manifest.runtime][ANY]["last_hidden_state"]
+    bounds = golden.tolerances[manifest.runtime][ANY]
+    first_bound = bounds["last_hidden_state"]
     shapes = {record.name: record.shape[1:] for record in manifest.outputs}
     lists = {
         "output_names": ", ".join(f'"{name}"' for name in shapes),
         "output_dtypes": ", ".join(f'"{record.dtype}"' for record in manifest.outputs),
         "output_scales": ", ".join(_scale(record) for record in manifest.outputs),
         "output_zero_points": ", ".join(_zero_point(record) for record in manifest.outputs),
+        "output_sizes": ", ".join(str(math.prod(shape)) for shape in shapes.values()),
+        "output_widths": ", ".join(str(shape[-1]) for shape in shapes.values()),
+        "min_cosines": ", ".join(repr(bounds[name].min_cosine) for name in shapes),
+        "min_sqnrs_db": ", ".join(repr(bounds[name].min_sqnr_db) for name in shapes),
     }
     found = {
         "version": vitedge.__version__,
@@ -159,8 +165,8 @@ def values(subject: Subject, golden: Golden) -> Mapping[str, Any]:
         "tokens": shapes["last_hidden_state"][0],
         "hidden": shapes["last_hidden_state"][1],
         "classes": len(manifest.labels),
-        "min_cosine": repr(bound.min_cosine),
-        "min_sqnr_db": repr(bound.min_sqnr_db),
+        "min_cosine": repr(first_bound.min_cosine),
+        "min_sqnr_db": repr(first_bound.min_sqnr_db),
         "golden_images": len(golden.images),
     }
     for name, value in {**found, **{f"output {name}": name for name in shapes}}.items():
@@ -209,7 +215,7 @@ def _write_quantized(record: TensorRecord, golden: Golden, folder: Path) -> None
     (folder / "quantized.bin").write_bytes(little.tobytes())
 
 
-def _make_model(subject: Subject, platform: str, folder: Path) -> Mapping[str, str]:
+def _make_model(subject: Subject, golden: Golden, platform: str, folder: Path) -> Mapping[str, str]:
     """What a platform wants in another form, from the artifact, and what its templates may name besides. Each toolchain
     is imported where it is used.
     """
@@ -218,8 +224,10 @@ def _make_model(subject: Subject, platform: str, folder: Path) -> Mapping[str, s
         from vitedge.converters import mediapipe  # noqa: PLC0415
 
         (folder / "mediapipe").mkdir()
-        mediapipe.write(subject.manifest, source, folder / "mediapipe" / "model.tflite")
-    elif platform == "ort":
+        made_of = mediapipe.write(subject.manifest, source, folder / "mediapipe" / "model.tflite")
+        bound = golden.tolerances[subject.manifest.runtime][ANY][made_of]
+        return {"made_of": made_of, "made_of_min_cosine": repr(bound.min_cosine)}
+    if platform == "ort":
         from vitedge.converters import ort_format  # noqa: PLC0415
 
         return {"ort_version": ort_format.write(source, folder)}

@@ -36,14 +36,14 @@ def write(manifest: Manifest, source: Path, file: Path) -> str:
         file: Where to.
 
     Returns:
-        What its output is called: `probability` or `features`.
+        The output of the artifact that its own is made of.
     """
     model = read_model(source)
     contract = manifest.preprocessing
     if contract.dtype == "float32" and not _is_alike(contract):
         _normalize_channels(model, contract)
-    name = _one_output(model, manifest)
-    labels = manifest.label_lines if name == "probability" else ""
+    made_of, name = _one_output(model, manifest)
+    labels = manifest.label_lines if made_of == "logits" else ""
     entry = schema.MetadataT()
     entry.name = _METADATA_NAME
     entry.buffer = add_buffer(model, _metadata(manifest, name, LABELS_FILE if labels else None))
@@ -52,7 +52,7 @@ def write(manifest: Manifest, source: Path, file: Path) -> str:
     if labels:
         with zipfile.ZipFile(file, "a") as archive:
             archive.writestr(zipfile.ZipInfo(LABELS_FILE), labels)
-    return name
+    return made_of
 
 
 def _is_alike(contract: Preprocessing) -> bool:
@@ -74,23 +74,23 @@ def _normalize_channels(model: Any, contract: Preprocessing) -> None:
     signature.inputs[0].tensorIndex = pixels
 
 
-def _one_output(model: Any, manifest: Manifest) -> str:
-    """Leaves the signature and the graph one output [1, n]; its name."""
+def _one_output(model: Any, manifest: Manifest) -> tuple[str, str]:
+    """Leaves the signature and the graph one output [1, n]; which one it is made of, and its name."""
     graph, signature = model.subgraphs[0], model.signatureDefs[0]
     outputs = {entry.name.decode(): entry.tensorIndex for entry in signature.outputs}
-    if "logits" in outputs:
+    made_of = next(name for name in ("logits", "pooler_output", "last_hidden_state") if name in outputs)
+    if made_of == "logits":
         softmax = schema.SoftmaxOptionsT()
         softmax.beta = 1.0
         shape = (1, len(manifest.labels))
-        name, index = "probability", _operator(model, "SOFTMAX", [outputs["logits"]], shape, softmax)
-    elif "pooler_output" in outputs:
-        name, index = "features", outputs["pooler_output"]
+        name, index = "probability", _operator(model, "SOFTMAX", [outputs[made_of]], shape, softmax)
+    elif made_of == "pooler_output":
+        name, index = "features", outputs[made_of]
     else:
-        hidden = int(graph.tensors[outputs["last_hidden_state"]].shape[-1])
+        hidden = int(graph.tensors[outputs[made_of]].shape[-1])
         begin, size = (_constant(model, np.array(values, "<i4")) for values in ([0, 0, 0], [1, 1, hidden]))
-        token = _operator(
-            model, "SLICE", [outputs["last_hidden_state"], begin, size], (1, 1, hidden), schema.SliceOptionsT()
-        )
+        taken = [outputs[made_of], begin, size]
+        token = _operator(model, "SLICE", taken, (1, 1, hidden), schema.SliceOptionsT())
         reshape = schema.ReshapeOptionsT()
         reshape.newShape = [1, hidden]
         shape_of = _constant(model, np.array([1, hidden], "<i4"))
@@ -98,7 +98,7 @@ def _one_output(model: Any, manifest: Manifest) -> str:
     entry = schema.TensorMapT()
     entry.name, entry.tensorIndex = name, index
     graph.outputs, signature.outputs = np.array([index], np.int32), [entry]
-    return name
+    return made_of, name
 
 
 def _operator(

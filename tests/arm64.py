@@ -1,10 +1,10 @@
 """An ARM64 user-space for tests, under qemu: Debian's Python, and the runtimes' own wheels for aarch64.
 
 Packages are unpacked into a folder, and `qemu-aarch64-static -L FOLDER` resolves libraries there. It takes about ten
-seconds, and is kept.
+seconds.
 
-Two things that fail otherwise: onnxruntime crashes on the host's x86 `/proc/cpuinfo`, so the folder has one of its own;
-and qemu's `-cpu max` computes garbage in SME, so the CPUs here are real ones.
+Two things that fail otherwise: onnxruntime crashes on the host's x86 `/proc/cpuinfo`, so each CPU has a folder with
+one of its own; and qemu's `-cpu max` computes garbage in SME, so the CPUs here are real ones.
 
     python -m tests.arm64 BUILD [RUNTIME …]
 
@@ -25,10 +25,9 @@ from unittest import mock
 import pytest
 
 from tests.debian import run, unpack
+from tests.unpacked import unpacked
 from vitedge.benchmarks.bundle import gather, write_bundle
 from vitedge.benchmarks.machine import describe_machine
-
-KEPT = Path(__file__).parents[1] / "build" / "arm64"
 
 _PACKAGES = ("python3.11-minimal", "libpython3.11-stdlib", "libstdc++6", "libgomp1", "zlib1g")
 _WHEELS = ("numpy", "onnxruntime", "openvino", "ai-edge-litert")
@@ -47,15 +46,10 @@ needs_arm64 = pytest.mark.skipif(
 
 
 class Arm64:
-    """A user-space below a folder, made if it is not there."""
+    """The user-space, unpacked if nobody did."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        if not (folder / "ready").exists():
-            shutil.rmtree(folder, ignore_errors=True)
-            unpack(_PACKAGES, folder / "root", architecture="arm64", release="bookworm")
-            self._install_wheels()
-            (folder / "ready").touch()
+    def __init__(self) -> None:
+        self._folder = unpacked("arm64", _make)
 
     @property
     def site(self) -> Path:
@@ -64,12 +58,8 @@ class Arm64:
 
     def emulator(self, cpu: str, **environment: str) -> tuple[str, ...]:
         """Words before a program for aarch64; the environment is the program's only, not the emulator's."""
-        part, features = CPUS[cpu]
-        root = self._folder / "root"
-        (root / "proc").mkdir(exist_ok=True)
-        (root / "proc" / "cpuinfo").write_text(_CPUINFO.format(part=part, features=features))
         settings = [word for name, value in environment.items() for word in ("-E", f"{name}={value}")]
-        return ("qemu-aarch64-static", "-cpu", cpu, "-L", str(root), *settings)
+        return ("qemu-aarch64-static", "-cpu", cpu, "-L", str(self._folder / cpu), *settings)
 
     def python(self, cpu: str, *arguments: str, cwd: Path, timeout: float = 900) -> subprocess.CompletedProcess[str]:
         """Runs Python on a CPU model, in a folder, with numpy and the runtimes."""
@@ -79,14 +69,21 @@ class Arm64:
             command, cwd=cwd, env=environment, capture_output=True, text=True, check=False, timeout=timeout
         )
 
-    def _install_wheels(self) -> None:
-        """Of the versions that are installed here."""
-        wanted = [f"{name}=={importlib.metadata.version(name)}" for name in _WHEELS]
-        platforms = [part for version in _PLATFORMS for part in ("--platform", f"manylinux_{version}_aarch64")]
-        platforms += ["--platform", "manylinux2014_aarch64"]
-        target = ["--target", str(self.site), "--python-version", "3.11", "--implementation", "cp"]
-        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--only-binary=:all:"]
-        run([*pip, *target, *platforms, *wanted])
+
+def _make(folder: Path) -> None:
+    """`root`, the same by the name of each CPU with a `/proc/cpuinfo`, and in `site` the wheels of what this host has."""
+    unpack(_PACKAGES, folder / "root", architecture="arm64", release="bookworm")
+    for cpu, (part, features) in CPUS.items():
+        (folder / cpu / "proc").mkdir(parents=True)
+        (folder / cpu / "proc" / "cpuinfo").write_text(_CPUINFO.format(part=part, features=features))
+        for path in (folder / "root").iterdir():
+            (folder / cpu / path.name).symlink_to(Path("..") / "root" / path.name)
+    wanted = [f"{name}=={importlib.metadata.version(name)}" for name in _WHEELS]
+    platforms = [part for version in _PLATFORMS for part in ("--platform", f"manylinux_{version}_aarch64")]
+    platforms += ["--platform", "manylinux2014_aarch64"]
+    target = ["--target", str(folder / "site"), "--python-version", "3.11", "--implementation", "cp"]
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--only-binary=:all:"]
+    run([*pip, *target, *platforms, *wanted])
 
 
 def bundle_for_arm64(build: Path, out: Path) -> Path:
@@ -103,7 +100,7 @@ def bundle_for_arm64(build: Path, out: Path) -> Path:
 
 
 def main(build: str, *runtimes: str) -> None:
-    arm64 = Arm64(KEPT)
+    arm64 = Arm64()
     with tempfile.TemporaryDirectory() as folder:
         bundle = bundle_for_arm64(Path(build), Path(folder) / "bundle")
         for runtime in runtimes or sorted(path.name for path in (bundle / "artifacts").iterdir()):

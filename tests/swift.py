@@ -1,4 +1,4 @@
-"""Swift for Linux: Debian has it from its release 13 on. Its packages are unpacked into a folder, and kept (3 GB).
+"""Swift for Linux: Debian has it from its release 13 on. Its packages are unpacked into a folder (3 GB).
 
 Its programs need a C library that is newer than this machine's may be, so that they run with that folder as root; a
 project's folder is there too, below the same path. That takes a namespace of mounts, whose root is who calls.
@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.debian import unpack
+from tests.unpacked import unpacked
 
 _PACKAGES = ("swiftlang", "libc6-dev", "libstdc++-14-dev", "libssl3t64")
 _TOOLS = "/usr/libexec/swift/bin"
@@ -43,18 +44,10 @@ needs_swift = pytest.mark.skipif(
 
 
 class Swift:
-    """Debian's Swift below a folder, unpacked if it is not there."""
+    """Debian's Swift, unpacked if nobody did."""
 
-    def __init__(self, folder: Path) -> None:
-        self._root = folder / "root"
-        if not (folder / "ready").exists():
-            shutil.rmtree(folder, ignore_errors=True)
-            unpack(_PACKAGES, self._root, architecture="amd64", release="trixie")
-            for name in ("bin", "lib", "lib64", "sbin"):
-                (self._root / name).symlink_to(f"usr/{name}")
-            for name in ("dev", "proc", "tmp"):
-                (self._root / name).mkdir()
-            (folder / "ready").touch()
+    def __init__(self) -> None:
+        self._root = unpacked("swift", _make) / "root"
 
     @property
     def home(self) -> Path:
@@ -82,3 +75,12 @@ class Swift:
         return subprocess.run(
             [*enter, *command], env=environment, capture_output=True, text=True, check=False, timeout=900
         )
+
+
+def _make(folder: Path) -> None:
+    root = folder / "root"
+    unpack(_PACKAGES, root, architecture="amd64", release="trixie")
+    for name in ("bin", "lib", "lib64", "sbin"):
+        (root / name).symlink_to(f"usr/{name}")
+    for name in ("dev", "proc", "tmp"):
+        (root / name).mkdir()

@@ -36,7 +36,7 @@ def build_table(result: Any) -> RenderableType:
     columns = {runtime: _rows(result, runtime) for runtime in manifests}
     for label in next(iter(columns.values())):
         table.add_row(label, *(columns[runtime].get(label, "") for runtime in manifests))
-    lines = _verdicts(_judged(result))
+    lines = _verdicts(result.accuracy)
     if result.bench:
         lines += _bench_words(result.bench)
     return Group(table, *lines)
@@ -204,8 +204,8 @@ def _rows(result: Any, runtime: str) -> dict[str, str]:
     rows: dict[str, str] = {}
     if manifest.source.random_weights:
         rows["accuracy"] = "random weights"
-    elif runtime in _judged(result):
-        rows |= accuracy_rows(_judged(result)[runtime])
+    elif runtime in result.accuracy:
+        rows |= accuracy_rows(result.accuracy[runtime])
     else:
         rows["accuracy"] = "no evaluation images"
     rows["integer share of MACs"] = f"{manifest.operations.integer_share:.1%}"
@@ -221,11 +221,6 @@ def _rows(result: Any, runtime: str) -> dict[str, str]:
         )
         rows["load INT8 / FP32"] = f"{pair.artifact.load_ms:.0f} / {pair.fp32.load_ms:.0f} ms"
     return rows
-
-
-def _judged(result: Any) -> Mapping[str, Any]:
-    """Accuracy of a build's artifacts; that of random weights means nothing."""
-    return {} if any(found.source.random_weights for found in result.manifests.values()) else result.accuracy
 
 
 def _verdicts(accuracy: Mapping[str, Any]) -> list[str]:

@@ -147,4 +147,4 @@ def test_gate_on_random_weights_is_an_error(site: Site, tmp_path: Path) -> None:
     options = ("--random-weights", "vit-tiny-patch16-224", "--image-size", "32", "--min-cosine", "0.9")
     result = site.vitedge("build", *options, "--out", tmp_path / "out")
     assert result.exit_code == 2
-    assert "no accuracy that a gate could judge" in result.stderr
+    assert "--random-weights: there is no accuracy to judge" in result.stderr

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.arm64 import CPUS, KEPT, Arm64, bundle_for_arm64, needs_arm64
+from tests.arm64 import CPUS, Arm64, bundle_for_arm64, needs_arm64
 from vitedge.benchmarks.machine import describe_machine
 from vitedge.runtimes.instruction_sets import X86
 
@@ -22,7 +22,7 @@ BUILDS = {"avx2": "built", "arm64": "for_arm64"}
 
 @pytest.fixture(scope="module")
 def arm64() -> Arm64:
-    return Arm64(KEPT)
+    return Arm64()
 
 
 @pytest.fixture(scope="module")

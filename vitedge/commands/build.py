@@ -106,15 +106,16 @@ def build(request: BuildRequest, console: Console) -> BuildResult:
         built.planned.plan.save(new)
         if built.planned.searches:
             built.planned.plot(new / "search.svg")
-        if evaluation is not None and not request.random_weights:
+        if evaluation is not None:
             write_images(new / IMAGES_FOLDER, evaluation, {name: own.per_image for name, own in built.accuracy.items()})
         failures = tuple(f"{name}: {failure}" for name in request.runtimes for failure in built.failures(name, request))
-        for doubt in _doubts(built.accuracy, request):
-            console.warn(doubt)
+        for name, accuracy in built.accuracy.items():
+            for doubt in doubts(accuracy, request.gates):
+                console.warn(f"{name}: {doubt}")
         bench = None
         if request.bench_seconds and request.target != NPU and (not failures or request.keep_failing):
             with clock("bench"):
-                bench = _bench(request, new, {} if request.random_weights else built.accuracy, console)
+                bench = _bench(request, new, built.accuracy, console)
         manifests = _finish(built, bench, new)
         report = _report(site, built, bench, failures)
         (new / REPORT_FILE).write_text(json.dumps(report, indent=1, allow_nan=False) + "\n", encoding="utf-8")
@@ -147,24 +148,24 @@ def _load(request: BuildRequest) -> Checkpoint:
 
 
 def _image_sets(request: BuildRequest, console: Console) -> tuple[ImageSet, ImageSet | None]:
-    """Calibration images, and those to judge on."""
+    """Calibration images, and those to judge on: none where random weights have no accuracy."""
     with console.bar("Reading calibration images") as advance:
         calibration = scan(request.images, request.calibration_images, advance)
-    evaluation: ImageSet | None
+    tell_skipped("calibration", calibration, console)
+    if warning := too_few_warning(calibration):
+        console.warn(warning)
+    if request.random_weights:
+        return calibration, None
     with console.bar("Reading evaluation images") as advance:
         if request.evaluation is not None:
             evaluation = scan(request.evaluation, None, advance)
         else:
             evaluation = hold_out(calibration, _HELD_OUT_IMAGES, advance)
-    for name, images in (("calibration", calibration), ("evaluation", evaluation)):
-        if images is not None:
-            tell_skipped(name, images, console)
     if evaluation is None:
         console.warn("no images left to judge on: pass --eval DIR to measure accuracy")
     else:
+        tell_skipped("evaluation", evaluation, console)
         refuse_overlap(calibration, evaluation)
-    if warning := too_few_warning(calibration):
-        console.warn(warning)
     return calibration, evaluation
 
 
@@ -172,8 +173,6 @@ def _refuse_blind_gates(request: BuildRequest, evaluation: ImageSet | None) -> N
     """A gate that nothing could trip is refused before any work is done."""
     if not request.gates.any:
         return
-    if request.random_weights:
-        raise PlanError("--random-weights: there is no accuracy that a gate could judge; leave the gates out")
     if evaluation is None:
         raise PlanError("--max-drop, --min-cosine and --min-sqnr need images to judge on: pass --eval DIR")
     if request.gates.max_drop is not None and not evaluation.labels:
@@ -204,9 +203,7 @@ class _Built:
     tightenings: Mapping[str, int]
 
     def failures(self, runtime: str, request: BuildRequest) -> tuple[str, ...]:
-        if request.random_weights or runtime not in self.accuracy:
-            return ()
-        return check(self.accuracy[runtime], request.gates)
+        return check(self.accuracy[runtime], request.gates) if runtime in self.accuracy else ()
 
 
 @dataclass(frozen=True)
@@ -298,12 +295,6 @@ class _Site:
         return manifest
 
 
-def _doubts(accuracy: Mapping[str, AccuracyReport], request: BuildRequest) -> tuple[str, ...]:
-    if request.random_weights:
-        return ()
-    return tuple(f"{name}: {doubt}" for name, report in accuracy.items() for doubt in doubts(report, request.gates))
-
-
 def _bench(request: BuildRequest, new: Path, accuracy: Mapping[str, AccuracyReport], console: Console) -> BenchReport:
     pairs = {runtime: (new / runtime, new / "fp32" / runtime) for runtime in request.runtimes}
     with console.bar("Benchmarking INT8 against FP32, interleaved", len(pairs)) as advance:
@@ -329,8 +320,6 @@ def _finish(built: _Built, bench: BenchReport | None, folder: Path) -> dict[str,
         if bench is not None:
             latency = {"machine": bench.machine.to_json(), **bench.pairs[runtime].to_json()}
         measured = built.accuracy[runtime].to_json() if runtime in built.accuracy else None
-        if manifest.source.random_weights:
-            measured = None
         final = replace(manifest, plan_digest=plan_digest)
         finished[runtime] = final.with_measurements(accuracy=measured, latency=latency)
         finished[runtime].save(folder / runtime)
@@ -358,9 +347,7 @@ def _report(site: _Site, built: _Built, bench: BenchReport | None, failures: tup
             }
             for runtime, found in built.planned.searches.items()
         },
-        "accuracy": None
-        if site.checkpoint.origin.random_weights
-        else {runtime: report.to_json() for runtime, report in built.accuracy.items()},
+        "accuracy": {runtime: report.to_json() for runtime, report in built.accuracy.items()},
         "gate_failures": list(failures),
         "bench": bench.to_json() if bench else None,
         "seconds": site.clock.seconds,

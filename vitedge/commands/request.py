@@ -69,6 +69,8 @@ class BuildRequest:
             advice = "" if self.target == NPU else ", or add --runtime onnx"
             raise PlanError(f"--portable is for ONNX artifacts; leave it out{advice}")
         self._check_inputs()
+        if self.random_weights and (self.gates.any or self.evaluation is not None):
+            raise PlanError("--random-weights: there is no accuracy to judge; leave --eval and the gates out")
         if self.calibration_images < 1:
             raise PlanError(f"--calibration-images: expected at least 1, found {self.calibration_images}")
         if self.batch not in BATCHES and (not isinstance(self.batch, int) or self.batch < 1):

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.arm64 import CPUS, KEPT, Arm64, needs_arm64
+from tests.arm64 import CPUS, Arm64, needs_arm64
 from tests.commands.conftest import CLASSES, Site
-from tests.commands.embed.conftest import claim_exact
+from tests.commands.embed.conftest import claim_exact, turned_away
 from tests.held import needs_holding
 from tests.npm import ONNX_RUNTIME, needs_npm, npm_package
 from tests.telemetry import left_behind, watch
@@ -157,7 +157,7 @@ def test_on_arm64_outputs_equal_those_of_python_there(
     runtime: str, built: Path, for_arm64: Path, tmp_path: Path
 ) -> None:
     """Of the build for ARM64; its OpenVINO artifact saturates on x86 CPUs without VNNI, where embed refuses it."""
-    arm64, app = Arm64(KEPT), tmp_path / "app"
+    arm64, app = Arm64(), tmp_path / "app"
     write(take(for_arm64 / runtime, "cpp"), "cpp", app, kind="x86-vnni")
     package = arm64.site / {"onnx": "onnxruntime", "openvino": "openvino"}[runtime]
     program = compiled(app, runtime, package, *CROSS)
@@ -220,16 +220,21 @@ def test_another_preprocessing_fails_that_step(program: Path) -> None:
 
 @both
 def test_other_outputs_fail_inference(program: Path) -> None:
-    path = program.parents[1] / "golden" / "fp32" / "last_hidden_state.bin"
-    values = last_hidden_state(path)
-    (values + np.float32(2) * values[::-1]).astype("<f4").tofile(path)
-    result = run(program)
-    assert result.returncode == 1
-    assert "inference      FAIL" in result.stdout
-    path.write_bytes(path.read_bytes()[:-4])
-    result = run(program)
-    assert result.returncode == 2
-    assert "last_hidden_state.bin: expected" in result.stderr
+    folder = program.parents[1] / "golden" / "fp32"
+    paths = sorted(folder.iterdir())
+    assert [path.stem for path in paths] == ["last_hidden_state", "logits"]
+    for path in paths:
+        kept = path.read_bytes()
+        turned_away(path)
+        result = run(program)
+        assert result.returncode == 1
+        assert "inference      FAIL" in result.stdout
+        path.write_bytes(kept[:-4])
+        result = run(program)
+        assert result.returncode == 2
+        assert f"{path.name}: expected" in result.stderr
+        path.write_bytes(kept)
+    assert run(program).returncode == 0
 
 
 @pytest.mark.parametrize(("runtime", "package"), PACKAGES)

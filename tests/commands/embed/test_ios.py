@@ -27,7 +27,6 @@ from vitedge.runtimes.tflite import dequantize, quantize
 
 pytestmark = [needs_swift, needs_npm]
 OURS = Path(__file__).with_name("ios")
-KEPT = Path(__file__).parents[3] / "build" / "swift"
 RUNTIMES = ("onnx", "tflite")
 ORIENTATION = 0x0112  # of EXIF
 
@@ -65,7 +64,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> App:
     for name in ("libonnxruntime.so", "libonnxruntime.so.1"):
         shutil.copyfile(library, libraries / name)
     shutil.copyfile(installed("ai_edge_litert") / "libLiteRt.so", libraries / "libLiteRt.so")
-    return App(Swift(KEPT), folder, libraries, folder)
+    return App(Swift(), folder, libraries, folder)
 
 
 def embedded(site: Site, artifact: Path, project: App, name: str) -> App:
@@ -99,7 +98,7 @@ def apps(site: Site, built: Path, project: App) -> Mapping[str, App]:
         assert "Executed 9 tests, with 0 failures" in output
         assert "warning:" not in output
         assert "preprocessing: 0 resized values differ; largest error after normalization 0.0" in output
-        assert "inference: cosine 0.99" in output
+        assert "inference: last_hidden_state: cosine 0.99" in output
         assert not list(app.swift.home.rglob("deviceid")), "ONNX Runtime reports to Microsoft"
     return found
 

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +15,7 @@ from onnxruntime.tools.ort_format_model.ort_flatbuffers_py.fbs.InferenceSession 
 
 from tests.commands.conftest import CLASSES, Site
 from tests.tiny import save_checkpoint
+from tests.unpacked import unpacked
 from vitedge.converters import ort_format
 from vitedge.runtimes.errors import ConversionError
 from vitedge.runtimes.golden import load_golden
@@ -23,7 +23,6 @@ from vitedge.runtimes.load import load_encoder
 
 Operator = tuple[str, int, str]  # domain, version that it is since, name
 MEDIAPIPE = "mediapipe==1.2.3"
-KEPT = Path(__file__).parents[3] / "build" / "mediapipe"
 # Says what an Image Embedder or Classifier makes of images that have the encoder's size already.
 PROGRAM = """
 import json, sys
@@ -51,15 +50,14 @@ print(json.dumps(found))
 @pytest.fixture(scope="module")
 def mediapipe_python() -> Path:
     """MediaPipe in an environment of its own: it brings another OpenCV, and whatever else it wants."""
-    python = KEPT / "venv" / "bin" / "python"
-    if not (KEPT / "ready").exists():
-        shutil.rmtree(KEPT, ignore_errors=True)
-        subprocess.run([sys.executable, "-m", "venv", "--without-pip", KEPT / "venv"], check=True)
-        pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", MEDIAPIPE]
+
+    def make(folder: Path) -> None:
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
+        pip = [sys.executable, "-m", "pip", "--python", str(folder / "bin" / "python"), "install", "--quiet", MEDIAPIPE]
         result = subprocess.run(pip, capture_output=True, text=True, check=False)
         assert result.returncode == 0, result.stderr
-        (KEPT / "ready").touch()
-    return python
+
+    return unpacked("mediapipe", make) / "bin" / "python"
 
 
 def mediapipe_says(python: Path, kind: str, app: Path) -> Any:

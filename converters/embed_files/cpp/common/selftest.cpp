@@ -10,6 +10,8 @@
 #include <cstring>
 #include <exception>
 #include <fstream>
+#include <iterator>
+#include <map>
 #include <sstream>
 #include <string>
 #include <vector>
@@ -89,58 +91,81 @@ bool test_preprocessing(const std::vector<Golden>& images, const std::string& fo
   return report("preprocessing", different == 0 && worst <= 1e-6, found);
 }
 
-std::vector<float> encode_all(vitedge::Encoder& encoder, const std::vector<Golden>& images) {
-  std::vector<float> all;
+// All golden images, one after the other, by output.
+using Found = std::map<std::string, std::vector<float>>;
+
+Found encode_all(vitedge::Encoder& encoder, const std::vector<Golden>& images) {
+  Found all;
   for (const Golden& golden : images) {
-    const vitedge::Outputs outputs = encoder.encode({golden.pixels.data(), golden.height, golden.width});
-    const std::vector<float>& values = outputs.at("last_hidden_state").values;
-    all.insert(all.end(), values.begin(), values.end());
+    for (const auto& [name, tensor] : encoder.encode({golden.pixels.data(), golden.height, golden.width})) {
+      all[name].insert(all[name].end(), tensor.values.begin(), tensor.values.end());
+    }
   }
   return all;
 }
 
-// The class token of every image, and all values together, are as near to FP32 as they may be.
-bool test_inference(const std::vector<float>& found, const std::vector<float>& expected, std::size_t images) {
+// The cosine of two vectors; -1 if there is none.
+double cosine(const float* one, const float* other, std::size_t size) {
+  double product = 0, first = 0, second = 0;
+  for (std::size_t index = 0; index < size; ++index) {
+    product += double{one[index]} * other[index];
+    first += double{one[index]} * one[index];
+    second += double{other[index]} * other[index];
+  }
+  const double found = product / std::max(std::sqrt(first * second), 1e-30);
+  return std::isfinite(found) ? found : -1;
+}
+
+// Whether an output is as near to FP32 as it may be: the first row of every image, and all values together. Adds to `text`.
+bool near(std::size_t output, const std::vector<float>& found, const std::vector<float>& expected, std::string& text) {
+  using namespace contract;
   double signal = 0, noise = 0, worst = 1;
   for (std::size_t index = 0; index < expected.size(); ++index) {
     signal += double{expected[index]} * expected[index];
     noise += (double{found[index]} - expected[index]) * (double{found[index]} - expected[index]);
   }
-  for (std::size_t image = 0; image < images; ++image) {
-    const float* one = expected.data() + image * expected.size() / images;
-    const float* other = found.data() + image * expected.size() / images;
-    double product = 0, first = 0, second = 0;
-    for (int index = 0; index < contract::kHidden; ++index) {
-      product += double{one[index]} * other[index];
-      first += double{one[index]} * one[index];
-      second += double{other[index]} * other[index];
-    }
-    const double cosine = product / std::max(std::sqrt(first * second), 1e-30);
-    worst = std::isfinite(cosine) ? std::min(worst, cosine) : -1;
+  for (std::size_t start = 0; start < expected.size(); start += kOutputSizes[output]) {
+    worst = std::min(worst, cosine(expected.data() + start, found.data() + start, kOutputWidths[output]));
   }
   const double sqnr_db = 10 * std::log10(std::max(signal, 1e-30) / std::max(noise, 1e-30));
-  char text[160];
-  std::snprintf(text, sizeof text, "cosine %.5f (at least %.5f), SQNR %.1f dB (at least %.1f)", worst,
-                contract::kMinCosine, sqnr_db, contract::kMinSqnrDb);
-  return report("inference", worst >= contract::kMinCosine && sqnr_db >= contract::kMinSqnrDb, text);
+  char line[256];
+  std::snprintf(line, sizeof line, "%s%s: cosine %.5f (at least %.5f), SQNR %.1f dB (at least %.1f)",
+                text.empty() ? "" : "; ", kOutputNames[output].data(), worst, kMinCosines[output], sqnr_db,
+                kMinSqnrsDb[output]);
+  text += line;
+  return worst >= kMinCosines[output] && sqnr_db >= kMinSqnrsDb[output];
+}
+
+bool test_inference(const Found& found, const std::string& folder, std::size_t images) {
+  using namespace contract;
+  bool passed = true;
+  std::string text;
+  for (std::size_t output = 0; output < std::size(kOutputNames); ++output) {
+    const std::string name(kOutputNames[output]);
+    const std::vector<float> expected = floats(folder + "/fp32/" + name + ".bin", images * kOutputSizes[output]);
+    if (found.at(name).size() != expected.size()) {
+      throw std::runtime_error(name + ": expected " + std::to_string(expected.size()) + " values, found " +
+                               std::to_string(found.at(name).size()));
+    }
+    passed &= near(output, found.at(name), expected, text);
+  }
+  return report("inference", passed, text);
 }
 
 int run(const std::string& model, const std::string& folder, const std::string& write) {
   const std::vector<Golden> images = golden_images(folder);
-  const std::size_t values = images.size() * contract::kTokens * contract::kHidden;
-  const std::vector<float> expected = floats(folder + "/fp32/last_hidden_state.bin", values);
   const bool preprocessing = test_preprocessing(images, folder);
   vitedge::Encoder encoder(model);
   const auto start = std::chrono::steady_clock::now();
-  const std::vector<float> found = encode_all(encoder, images);
+  const Found found = encode_all(encoder, images);
   const std::chrono::duration<double, std::milli> took = std::chrono::steady_clock::now() - start;
-  if (found.size() != values) throw std::runtime_error("last_hidden_state: expected " + std::to_string(values) +
-                                                       " values, found " + std::to_string(found.size()));
-  const bool inference = test_inference(found, expected, images.size());
+  const bool inference = test_inference(found, folder, images.size());
   std::printf("%.1f ms an image, with preprocessing\n", took.count() / static_cast<double>(images.size()));
   if (!write.empty()) {
+    const std::vector<float>& values = found.at("last_hidden_state");
     std::ofstream file(write, std::ios::binary);
-    file.write(reinterpret_cast<const char*>(found.data()), static_cast<std::streamsize>(found.size() * sizeof(float)));
+    file.write(reinterpret_cast<const char*>(values.data()),
+               static_cast<std::streamsize>(values.size() * sizeof(float)));
     if (!file.flush()) throw std::runtime_error(write + ": cannot be written");
   }
   return preprocessing && inference ? 0 : 1;

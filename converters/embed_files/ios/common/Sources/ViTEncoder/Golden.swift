@@ -48,28 +48,39 @@ public struct Golden {
         }
     }
 
-    /// Against FP32: the worst cosine of class tokens, and the SQNR of `last_hidden_state`.
+    /// Every output against FP32: the worst cosine of an image's first row, which is the class token where there are
+    /// tokens, and the SQNR of all values.
     public func inference(_ encoder: ViTEncoder) throws -> Judgement {
-        let size = Contract.tokens * Contract.hidden
-        let expected = try read("fp32/last_hidden_state.bin", 4 * size).values(Float(0))
+        let found = try images.map { try encoder.encode($0) }
+        let judgements = try Contract.outputNames.enumerated().map { output, name in
+            try judge(output, found.map { $0[name] ?? [] })
+        }
+        return Judgement(
+            passed: judgements.allSatisfy { $0.passed }, found: judgements.map { $0.found }.joined(separator: "; "))
+    }
+
+    private func judge(_ output: Int, _ found: [[Float]]) throws -> Judgement {
+        let (name, size, width) = (Contract.outputNames[output], Contract.outputSizes[output], Contract.outputWidths[output])
+        let expected = try read("fp32/\(name).bin", 4 * size).values(Float(0))
         var (signal, noise, worst) = (0.0, 0.0, 1.0)
-        for (index, image) in images.enumerated() {
-            let found = try (encoder.encode(image)["last_hidden_state"] ?? []).map(Double.init)
+        for (index, values) in found.enumerated() {
+            guard values.count == size else {
+                return Judgement(passed: false, found: "\(name): expected \(size) values, found \(values.count)")
+            }
             let reference = expected[(index * size)..<((index + 1) * size)].map(Double.init)
-            guard found.count == size else {
-                return Judgement(passed: false, found: "expected \(size) values, found \(found.count)")
-            }
-            for (one, other) in zip(reference, found) {
+            let other = values.map(Double.init)
+            for (one, another) in zip(reference, other) {
                 signal += one * one
-                noise += (one - other) * (one - other)
+                noise += (one - another) * (one - another)
             }
-            let angle = cosine(reference.prefix(Contract.hidden), found.prefix(Contract.hidden))
+            let angle = cosine(reference.prefix(width), other.prefix(width))
             worst = angle.isNaN ? -1 : min(worst, angle)
         }
         let sqnr = 10 * log10(signal / max(noise, 1e-30))
+        let (minCosine, minSQNR) = (Contract.minCosines[output], Contract.minSQNRs[output])
         return Judgement(
-            passed: worst >= Contract.minCosine && sqnr >= Contract.minSQNR,  // NaN is neither
-            found: "cosine \(worst) (at least \(Contract.minCosine)), SQNR \(sqnr) dB (at least \(Contract.minSQNR))")
+            passed: worst >= minCosine && sqnr >= minSQNR,  // NaN is neither
+            found: "\(name): cosine \(worst) (at least \(minCosine)), SQNR \(sqnr) dB (at least \(minSQNR))")
     }
 
     private func normalizationError() throws -> Float {
