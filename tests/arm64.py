@@ -71,7 +71,7 @@ class Arm64:
 
 
 def _make(folder: Path) -> None:
-    """`root`, the same by the name of each CPU with a `/proc/cpuinfo`, and in `site` the wheels of what this host has."""
+    """`root`, the same for each CPU with a `/proc/cpuinfo`, and in `site` wheels of the versions that this host has."""
     unpack(_PACKAGES, folder / "root", architecture="arm64", release="bookworm")
     for cpu, (part, features) in CPUS.items():
         (folder / cpu / "proc").mkdir(parents=True)
