@@ -159,8 +159,10 @@ def test_devices(site: Site, built: Path, said: Any, tmp_path: Path) -> None:
     assert "doubt: power saving was on" in page.text
     assert "1 × 1, gpu" in page.text
     assert "left behind" not in page.text
-    page = page_of(site, built, tmp_path, "--device", saved(said | {"left": "remove /data/x by hand"}, tmp_path))
+    more = {"left": "remove /data/x by hand", "not_installed": {"openvino": "no wheel for this <Python>"}}
+    page = page_of(site, built, tmp_path, "--device", saved(said | more, tmp_path))
     assert "left behind: remove /data/x by hand" in page.text
+    assert "not installed: openvino: no wheel for this <Python>" in page.text
     # The halves, as printed on the device; and a device whose files arrived damaged.
     for name, half in (("selftest", said["selftest"]), ("bench", said["bench"])):
         (tmp_path / f"{name}.json").write_text(json.dumps(half))

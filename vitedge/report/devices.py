@@ -41,8 +41,8 @@ class Speed:
 
 @dataclass(frozen=True)
 class Device:
-    """A device, whether its self-test passed (None without one), its steps, speeds, what to doubt of all, and what
-    could not be removed there (None if nothing).
+    """A device, whether its self-test passed (None without one), its steps, speeds, what to doubt of all, why packages
+    could not be installed there, by name, and what could not be removed (None if nothing).
     """
 
     name: str
@@ -51,6 +51,7 @@ class Device:
     steps: tuple[Step, ...]
     speeds: tuple[Speed, ...]
     doubts: tuple[str, ...]
+    not_installed: Mapping[str, str]
     left: str | None
 
 
@@ -111,6 +112,7 @@ def _device(path: Path, document: Mapping[str, Any], selftest: Mapping[str, Any]
         ),
         speeds=tuple(speed for run in runs for speed in _speeds(run)),
         doubts=tuple(str(flag) for run in runs for flag in run["flags"]),
+        not_installed={str(name): str(why) for name, why in document.get("not_installed", {}).items()},
         left=document.get("left"),
     )
 
