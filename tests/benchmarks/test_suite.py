@@ -40,7 +40,7 @@ def test_rows_put_together_what_the_commands_say() -> None:
     assert row.memory_ratio == pytest.approx(0.4)  # (140 - 100) / (200 - 100)
     assert (row.sqnr_db, row.cosine) == (32.0, (0.999, 0.99))
     assert row.over_rivals["PyTorch eager FP32"]["median"] == 3.0
-    (random,) = suite.rows_of("vit", {"accuracy": None}, run(20.0, peak_bytes=None), run(11.0))
+    (random,) = suite.rows_of("vit", {"accuracy": {}}, run(20.0, peak_bytes=None), run(11.0))
     assert (random.memory_ratio, random.sqnr_db, random.cosine) == (None, None, None)
 
 
@@ -53,7 +53,7 @@ def test_command_builds_measures_and_ends_in_json(
         asked.append(arguments)
         if arguments[0] == "build":
             random = "--random-weights" in arguments
-            return {"accuracy": None if random else ACCURACY, "seconds": {"plan": 1.0}}
+            return {"accuracy": {} if random else ACCURACY, "seconds": {"plan": 1.0}}
         return {"runs": [run(20.0), run(11.0)] if "--threads" in arguments else [run(20.0)]}
 
     monkeypatch.setattr(suite, "vitedge", answer)
