@@ -69,9 +69,8 @@ def factorize(statistics: InputStatistics) -> Factor:
     variance = covariance.diagonal().clamp_min(0)
     # Channels that are constant, but for rounding, would make the matrix singular.
     covariance.diagonal().copy_(variance * (1 + _DAMPING) + 1e-7 * variance.mean() + 1e-12)
-    last_first = _last_first(covariance)
-    # The covariance is LLᵀ in this order; turned around, L⁻¹ is the root of the inverse.
-    root = torch.linalg.cholesky(covariance[last_first][:, last_first])
+    last_first, root = _sorted_cholesky(covariance)
+    # Turned around, L⁻¹ is the root of the inverse.
     inverse_root = torch.linalg.solve_triangular(root, torch.eye(len(root), dtype=root.dtype), upper=False)
     return Factor(
         torch.from_numpy(statistics.mean),
@@ -81,18 +80,27 @@ def factorize(statistics: InputStatistics) -> Factor:
     )
 
 
-def _last_first(covariance: torch.Tensor) -> torch.Tensor:
-    """The columns from the one to be rounded last to the one to be rounded first (see the module's docstring)."""
-    left, chosen = torch.arange(len(covariance)), []
-    while len(left):
-        ascending = covariance.diagonal().argsort()
-        last, rest = ascending[:_ORDER_GROUP], ascending[_ORDER_GROUP:]
-        root = torch.linalg.cholesky(covariance[last][:, last])
-        known = torch.linalg.solve_triangular(root, covariance[last][:, rest], upper=False)
-        covariance = covariance[rest][:, rest] - known.T @ known
-        chosen.append(left[last])
-        left = left[rest]
-    return torch.cat(chosen)
+def _sorted_cholesky(covariance: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The columns from the one to be rounded last to the one to be rounded first (see the module's docstring), and L,
+    lower triangular: LLᵀ is the covariance in that order. L grows to the right, a group at a time, and what it leaves of
+    the variances says which columns are the next: nothing of [in, in] is copied or updated on the way.
+    """
+    size = len(covariance)
+    root = torch.zeros_like(covariance)  # rows in the covariance's own order
+    left, variance, order = torch.arange(size), covariance.diagonal(), []
+    for known in range(0, size, _ORDER_GROUP):
+        ascending = variance.argsort()
+        last, rest = ascending[:_ORDER_GROUP], ascending[_ORDER_GROUP:].sort().values  # sorted rows are read faster
+        group, others = left[last], left[rest]
+        columns, rows = slice(known, known + len(group)), root[:, :known]
+        of_group = torch.linalg.cholesky(covariance[group][:, group] - rows[group] @ rows[group].T)
+        shared = covariance[:, group][others] - rows[others] @ rows[group].T
+        of_others = torch.linalg.solve_triangular(of_group, shared.T, upper=False).T
+        root[group, columns], root[others, columns] = of_group, of_others
+        left, variance = others, variance[rest] - of_others.square().sum(1)
+        order.append(group)
+    last_first = torch.cat(order)
+    return last_first, root[last_first]
 
 
 def round_weights(
