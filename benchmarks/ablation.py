@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from vitedge.benchmarks.arguments import positive
 from vitedge.calibration.images import ImageSet, batches, scan
 from vitedge.converters.checkpoint import Checkpoint, load_checkpoint
 from vitedge.quantization.encoder import Encoder, FloatArray, Linear, float_linear
@@ -31,7 +32,7 @@ from vitedge.quantization.prediction import fidelity, hidden_states
 from vitedge.quantization.quantize import EXPLICIT_STRENGTH, Calibration, make_plan, observe
 from vitedge.quantization.recipe import TARGETS, WEIGHT_FORMATS, Recipe
 from vitedge.quantization.retrieval import Retrieval, compare_retrieval
-from vitedge.runtimes.errors import VitedgeError
+from vitedge.runtimes.errors import ImageSetError, VitedgeError
 
 STRENGTH = 0.7  # where something else is varied
 STRENGTHS = (0.3, 0.5, 0.6, 0.7, 0.8, 1.0)
@@ -187,16 +188,22 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("checkpoint")
     parser.add_argument("--calibration", type=Path, required=True)
     parser.add_argument("--eval", type=Path, required=True)
-    parser.add_argument("--eval-images", type=int, default=64, help="taken evenly over the folder")
+    parser.add_argument("--eval-images", type=positive, default=64, help="taken evenly over the folder")
     parser.add_argument("--target", choices=sorted(TARGETS), default="avx2")
     parser.add_argument("--only", action="append", choices=list(DECISIONS), help="one decision; may be repeated")
     arguments = parser.parse_args(argv)
     try:
         checkpoint = load_checkpoint(arguments.checkpoint)
         evaluation = scan(arguments.eval, arguments.eval_images)
-        bench = Bench(checkpoint, scan(arguments.calibration, None), evaluation, arguments.target)
+        images, decisions = scan(arguments.calibration, None), arguments.only or DECISIONS
+        if "calibration" in decisions and len(images.paths) < SUBSETS * SUBSET_IMAGES:
+            raise ImageSetError(
+                f"{arguments.calibration}: expected {SUBSETS * SUBSET_IMAGES} images for {SUBSETS} subsets of"
+                f" {SUBSET_IMAGES}, found {len(images.paths)}; add some, or name other decisions with --only"
+            )
+        bench = Bench(checkpoint, images, evaluation, arguments.target)
         rows = []
-        for row in chain.from_iterable(DECISIONS[name](bench) for name in arguments.only or DECISIONS):
+        for row in chain.from_iterable(DECISIONS[name](bench) for name in decisions):
             rows.append(row)
             sys.stdout.write(
                 f"{row.what:14} {row.variant:22} {row.runtime:9} {row.sqnr_db:6.2f} dB"

@@ -161,7 +161,7 @@ def _write_texts(ingredients: Ingredients, folder: Path) -> None:
     first = next(iter(ingredients.manifests.values()))
     text = f" (its text is in `{LICENSE_FOLDER}/`)" if kept_license(ingredients.build) else ""
     values = {
-        "source": first.source.source,
+        "source": first.published.source.source,
         "license": f"{first.source.license or 'not stated by the checkpoint'}{text}",
         "names": ", ".join(ingredients.folders),
         "first": next(iter(ingredients.folders)),

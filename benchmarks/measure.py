@@ -41,18 +41,14 @@ _WARM_UP_MS = 300.0
 @dataclass(frozen=True)
 class Rival:
     """Another's model to run in the rounds of a pair: its name, precision, size in bytes if it has a file of its own,
-    and what gives the command line of its measuring process.
+    and what gives the command line of its measuring process. Or the artifact itself in another way, its `own` rival.
     """
 
     name: str
     precision: str
     size_bytes: int | None
     command: Command
-
-
-def on_threads(threads: int) -> str:
-    """The name of an artifact among its own rivals."""
-    return f"itself on {threads} thread{'s' * (threads > 1)}"
+    own: bool = False
 
 
 def measure_all(
@@ -160,7 +156,7 @@ def measure_pair(
         fp32=None if twin is None else results[1],
         speedup=None if twin is None else speedup_over(1),
         rivals=tuple(
-            RivalResult(models[place].name, results[place], speedup_over(place))
+            RivalResult(models[place].name, results[place], speedup_over(place), models[place].own)
             for place in range(len(ours), len(models))
         ),
         conditions=found,

@@ -43,11 +43,14 @@ class ArtifactResult:
 
 @dataclass(frozen=True)
 class RivalResult:
-    """Another's model that ran in the same rounds; `speedup` is the artifact's over it."""
+    """Another's model that ran in the same rounds, or the artifact itself in another way if `own`; `speedup` is the
+    artifact's over it.
+    """
 
     name: str
     result: ArtifactResult
     speedup: Speedup
+    own: bool = False
 
     @property
     def verdict(self) -> str:
@@ -88,8 +91,7 @@ class BenchReport:
     """Several pairs, by name, and the machine they were measured on.
 
     `cpus` are those that the processes were pinned to; empty if they were not. `before` and `after` are the machine's
-    state around all of them. `sqnr_db` is the accuracy of artifacts,
-    by name, as far as it is known.
+    state around all of them. `sqnr_db` is the accuracy of artifacts, by name, as far as it is known.
     """
 
     machine: Machine
@@ -110,10 +112,8 @@ class BenchReport:
             candidates.append(_candidate(name, pair.artifact, self.sqnr_db.get(name), pair.speedup))
             if pair.fp32 is not None:
                 candidates.append(_candidate(name, pair.fp32, None, None))
-        rivals = [
-            _candidate(rival.name, rival.result, None, None) for pair in self.pairs.values() for rival in pair.rivals
-        ]
-        return best_of(candidates, rivals)
+        others = [rival for pair in self.pairs.values() for rival in pair.rivals if not rival.own]
+        return best_of(candidates, [_candidate(rival.name, rival.result, None, None) for rival in others])
 
     def verdict(self, name: str) -> str:
         """The verdict on one artifact, which says so if it is the best."""

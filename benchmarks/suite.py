@@ -26,11 +26,9 @@ from typing import Any
 from rich.console import Console as RichConsole
 from rich.table import Table
 
-from vitedge.benchmarks.measure import on_threads
-
 FORMAT = "vitedge-suite/1"
 SHARED = Path(__file__).parents[2] / "shared"
-PRESET = "vit-base-patch16-224"
+PRESET, RANDOM = "vit-base-patch16-224", "ViT-B/16, random"
 _WIDTH = 140
 
 
@@ -75,7 +73,7 @@ def _row(encoder: str, runtime: str, accuracy: Any, one: Mapping[str, Any], two:
         fp32_ms=fp32["latency_median_ms"],
         over_fp32=one["speedup"],
         over_rivals={rival["name"]: rival["speedup"] for rival in one["rivals"]},
-        over_one_thread=next(rival["speedup"] for rival in two["rivals"] if rival["name"] == on_threads(1)),
+        over_one_thread=next(rival["speedup"] for rival in two["rivals"] if rival["own"]),
         memory_ratio=_memory_ratio(int8, fp32),
         load_ms=(int8["load_ms"], fp32["load_ms"]),
         sqnr_db=None if hidden is None else hidden["sqnr_db"],
@@ -130,12 +128,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seconds", default="6", help="for each pair of INT8 and FP32")
     parser.add_argument("--target", default="avx2", choices=("avx2", "vnni", "arm64"))
     options = parser.parse_args(argv)
+    for folder in (options.images, options.eval):
+        if not folder.is_dir():  # told before minutes of building
+            parser.error(f"{folder}: no such folder; pass --model, --images and --eval, an encoder and images of yours")
     start, rows, runs = time.perf_counter(), [], {}
     real = (str(options.model), "--images", str(options.images), "--eval", str(options.eval))
     with tempfile.TemporaryDirectory() as folder:
         # Random weights have a speed but no accuracy: the fewest images will do.
         random = ("--random-weights", PRESET, "--calibration-images", "32")
-        for name, source in ((PRESET, random), (options.model.name, real)):
+        for name, source in ((RANDOM, random), (options.model.name, real)):
             out = str(Path(folder) / name)
             how = ("--target", options.target, "--keep-fp32", "--bench-seconds", "0", "--out", out)
             bench = ("bench", out, "--seconds", options.seconds)

@@ -16,8 +16,10 @@ from typing import Any
 
 import numpy as np
 
+from vitedge.benchmarks.arguments import positive
 from vitedge.benchmarks.machine import describe_machine
 from vitedge.runtimes.encoder import BATCH, READERS, RuntimeEncoder
+from vitedge.runtimes.errors import VitedgeError
 from vitedge.runtimes.image import read_image
 from vitedge.runtimes.image_folder import list_images
 from vitedge.runtimes.load import load_encoder
@@ -73,16 +75,20 @@ def measure(encoder: RuntimeEncoder, paths: Sequence[Path], *, batch: int, round
     }
 
 
-def main() -> None:
-    """Measures and prints."""
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command; 0, or 2 if the input was wrong."""
     parser = argparse.ArgumentParser(prog="python -m vitedge.benchmarks.throughput", description="Images per second.")
     parser.add_argument("artifact", type=Path)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--threads", type=int, default=1, help="of the runtime")
-    parser.add_argument("--batch", type=int, nargs="+", default=[1, BATCH])
-    parser.add_argument("--rounds", type=int, default=7)
-    options = parser.parse_args()
-    encoder, paths = load_encoder(options.artifact, threads=options.threads), list_images(options.folder)
+    parser.add_argument("--threads", type=positive, default=1, help="of the runtime")
+    parser.add_argument("--batch", type=positive, nargs="+", default=[1, BATCH])
+    parser.add_argument("--rounds", type=positive, default=7)
+    options = parser.parse_args(argv)
+    try:
+        encoder, paths = load_encoder(options.artifact, threads=options.threads), list_images(options.folder)
+    except VitedgeError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return error.exit_code
     machine, runs = describe_machine(), []
     sys.stdout.write(
         f"{'batch':>5}  {'read ms':>7}  {'run ms':>7}  {'one by one/s':>12}  {'streamed/s':>10}  {'faster':>6}"
@@ -106,7 +112,8 @@ def main() -> None:
         "runs": runs,
     }
     sys.stdout.write(json.dumps(document) + "\n")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -28,6 +28,7 @@ from rich.console import Console as RichConsole
 from rich.console import Group, RenderableType
 from rich.table import Table
 
+from vitedge.benchmarks.arguments import positive
 from vitedge.benchmarks.machine import describe_machine
 from vitedge.benchmarks.vendor_rows import Row, build_rows, judged, measured, vendor_rows
 from vitedge.calibration.images import ImageSet, refuse_overlap, scan, too_few_warning
@@ -160,7 +161,10 @@ def document(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Compares what the command line names, prints the table, and returns the exit code."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.json and not options.json.parent.is_dir():
+        parser.error(f"--json: {options.json.parent}: no such folder")
     console = Console()
     torch.set_num_threads(options.threads)
     start = time.perf_counter()
@@ -201,18 +205,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--eval", type=Path, required=True, metavar="DIR")
     parser.add_argument("--build", type=Path, action="append", default=[], metavar="DIR", help="a finished build")
     parser.add_argument("--json", type=Path, metavar="FILE", help="where to write the same for machines")
-    parser.add_argument("--calibration-images", type=_positive, metavar="N", help="this many, evenly; default all")
-    parser.add_argument("--eval-images", type=_positive, metavar="N", help="this many, evenly; default all")
+    parser.add_argument("--calibration-images", type=positive, metavar="N", help="this many, evenly; default all")
+    parser.add_argument("--eval-images", type=positive, metavar="N", help="this many, evenly; default all")
     parser.add_argument("--runtime", type=_runtimes, default=RUNTIMES, metavar="LIST", help=",".join(RUNTIMES))
-    parser.add_argument("--threads", type=_positive, default=os.cpu_count(), help="for accuracy; latency takes one")
+    parser.add_argument("--threads", type=positive, default=os.cpu_count(), help="for accuracy; latency takes one")
     parser.add_argument("--bench-seconds", type=float, default=60.0, help="per runtime; 0 leaves latency out")
     return parser
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a number of at least 1, found {text}")
-    return int(text)
 
 
 def _runtimes(text: str) -> tuple[str, ...]:

@@ -29,7 +29,8 @@ _MAX_BYTES = 4 << 30
 
 def folder() -> Path:
     """Where calibration results are kept."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    # Path.home() raises where nobody has a home, as in some containers.
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111
     return Path(os.environ.get("VITEDGE_CACHE") or Path(base) / "vitedge") / "calibration"
 
 

@@ -93,10 +93,14 @@ def hold_out(taken: ImageSet, count: int, advance: Callable[[int], None] = lambd
     return fresh if fresh.paths else None
 
 
-def batches(images: ImageSet, contract: Preprocessing, size: int) -> Iterator[PixelValues]:
-    """The images as the encoder's input, up to `size` at a time, in order."""
+def batches(
+    images: ImageSet, contract: Preprocessing, size: int, advance: Callable[[int], None] = lambda _: None
+) -> Iterator[PixelValues]:
+    """The images as the encoder's input, up to `size` at a time, in order; `advance` is told how many were used."""
     for start in range(0, len(images.paths), size):
-        yield contract.batch([read_image(path) for path in images.paths[start : start + size]])
+        pixel_values = contract.batch([read_image(path) for path in images.paths[start : start + size]])
+        yield pixel_values
+        advance(len(pixel_values))
 
 
 def refuse_overlap(calibration: ImageSet, evaluation: ImageSet) -> None:

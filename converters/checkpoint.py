@@ -82,7 +82,7 @@ class Reference:
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._outputs = tuple(checkpoint.encoder.shape.outputs)
         shape = checkpoint.encoder.shape
-        self.model = _model_class(checkpoint.config, bool(shape.classes), bool(shape.pooler))
+        self.model = _without_weights(checkpoint.config, bool(shape.classes), bool(shape.pooler))
         state = dict(checkpoint.weights)
         if shape.classes:
             state = {k if k.startswith("classifier.") else f"vit.{k}": v for k, v in state.items()}
@@ -129,13 +129,19 @@ def load_checkpoint(source: str, *, revision: str | None = None, image_size: int
                 " google/vit-base-patch16-224-in21k"
             )
         folder = download(source, revision)
+    else:
+        source = str(folder.absolute())  # artifacts name it, and are verified from wherever
     config = read_config(folder)
     weights, sha = read_weights(folder)
     sha.update((folder / "config.json").read_bytes())
     weights = renamed(folder, weights)
     classes = _is_classifier(config, weights, folder)
     pooler = not classes and "pooler.dense.weight" in weights
-    check_weights(folder, weights, _model_class(config, classes, pooler, device="meta"))
+    try:
+        model = _without_weights(config, classes, pooler)
+    except Exception as error:  # transformers checks some values only here
+        raise CheckpointError(f"{folder / 'config.json'}: transformers cannot build this model ({error})") from error
+    check_weights(folder, weights, model)
     contract = read_json(folder / "preprocessor_config.json", required=False)
     preprocessing = Preprocessing.from_config(contract)
     labels = tuple(str(config.id2label[index]) for index in range(config.num_labels)) if classes else ()
@@ -200,9 +206,9 @@ def _is_classifier(config: ViTConfig, weights: Mapping[str, torch.Tensor], folde
     return named
 
 
-def _model_class(config: ViTConfig, classes: bool, pooler: bool, device: str = "meta") -> Any:
+def _without_weights(config: ViTConfig, classes: bool, pooler: bool) -> Any:
     """Transformers' model without memory for its weights."""
-    with torch.device(device):
+    with torch.device("meta"):
         return ViTForImageClassification(config) if classes else ViTModel(config, add_pooling_layer=pooler)
 
 

@@ -31,6 +31,7 @@ _LARGEST = {
     "num_hidden_layers": 512,
 }
 _LARGEST_SIDE = 1 << 14
+_MOST_LABELS = 1 << 20
 
 # Old key names to new ones, applied in order to names without the "vit." prefix.
 _RENAMES = (
@@ -87,6 +88,11 @@ def read_config(folder: Path) -> ViTConfig:
         raise CheckpointError(
             f"{folder / 'config.json'}: expected model_type vit and one of {', '.join(_ARCHITECTURES)}, found"
             f" model_type {document.get('model_type')} and {architectures}"
+        )
+    labels = document.get("num_labels")
+    if labels is not None and not _is_size(labels, _MOST_LABELS):  # transformers makes a name for each
+        raise CheckpointError(
+            f"{folder / 'config.json'}: expected num_labels to be a number from 1 to {_MOST_LABELS}, found {labels!r}"
         )
     try:
         config = ViTConfig.from_dict(document)

@@ -138,6 +138,9 @@ def values(subject: Subject, golden: Golden) -> Mapping[str, Any]:
         "output_zero_points": ", ".join(_zero_point(record) for record in manifest.outputs),
         "output_sizes": ", ".join(str(math.prod(shape)) for shape in shapes.values()),
         "output_widths": ", ".join(str(shape[-1]) for shape in shapes.values()),
+        "normalization": "and nothing else, as the encoder normalizes"
+        if contract.dtype == "uint8"
+        else "then normalization, as in `model/manifest.json`",
         "min_cosines": ", ".join(repr(bounds[name].min_cosine) for name in shapes),
         "min_sqnrs_db": ", ".join(repr(bounds[name].min_sqnr_db) for name in shapes),
     }
@@ -167,7 +170,6 @@ def values(subject: Subject, golden: Golden) -> Mapping[str, Any]:
         "classes": len(manifest.labels),
         "min_cosine": repr(first_bound.min_cosine),
         "min_sqnr_db": repr(first_bound.min_sqnr_db),
-        "golden_images": len(golden.images),
     }
     for name, value in {**found, **{f"output {name}": name for name in shapes}}.items():
         if not _PLAIN.fullmatch(str(value)):
@@ -247,7 +249,7 @@ def _copy_model(subject: Subject, folder: Path) -> None:
     folder.mkdir()
     for record in subject.manifest.files:
         shutil.copyfile(subject.folder / record.name, folder / record.name)
-    subject.manifest.save(folder)
+    subject.manifest.published.save(folder)
     if subject.manifest.labels:
         (folder / "labels.txt").write_text(subject.manifest.label_lines, encoding="utf-8")
 

@@ -1,9 +1,9 @@
 """Writes golden vectors (`runtimes/golden.py`): a build writes images and FP32, bundles add what artifacts gave.
 
-Tolerances are calibrated, not chosen: on another CPU an artifact's integers round otherwise, which is like a tiny
-change of its input. So it runs on inputs that are changed a little, and each output of a device may be as far from FP32
-as twice the worst of these runs. That is one bound, calibrated here; it is written down for each kind of CPU on which
-it holds (`runtimes/instruction_sets.py`), and a kind that is missing has none:
+Tolerances are calibrated, not chosen: on another CPU floats round otherwise, and with them which integer a value
+becomes, which is like a tiny change of the input. So an artifact runs on inputs that are changed a little, and each
+output of a device may be as far from FP32 as twice the worst of these runs. That is one bound, calibrated here; it is
+written down for each kind of CPU on which it holds (`runtimes/instruction_sets.py`); a kind that is missing has none:
 
 - x86-vnni, arm64-dotprod, arm64: always. None adds in 16 bits, so the integer sums are the same, and what differs is
   how floats round: as if the input changed in its last bits, which is what was calibrated.

@@ -10,8 +10,7 @@ LICENSE_FOLDER = "license"  # of a build, a bundle and an app
 _MAX_BYTES = 1 << 20
 _MAX_FILES = 8
 # A model card begins with YAML between two lines of dashes (https://huggingface.co/docs/hub/model-cards).
-_FRONT_MATTER = re.compile(r"\A---\s*\n(.*?\n)---\s*$", re.DOTALL | re.MULTILINE)
-_FIELD = re.compile(r"^(license|license_name):[ \t]*[\"']?(.*?)[\"']?[ \t]*$", re.MULTILINE)
+_DASHES = "---"
 _NAME = re.compile(r"[\w.+ ()-]{1,80}", re.ASCII)
 
 
@@ -47,8 +46,10 @@ def kept_license(build: Path) -> tuple[Path, ...]:
 
 def _stated(card: str) -> list[str]:
     """Names in a model card, the most telling first: a licence that the hub has no word for is `other` there."""
-    front = _FRONT_MATTER.match(card)
-    fields = dict(_FIELD.findall(front[1] if front else ""))
+    first, *lines = [line.strip() for line in card.splitlines()] or [""]
+    front = lines[: lines.index(_DASHES)] if first == _DASHES and _DASHES in lines else []
+    pairs = (line.partition(":") for line in front)
+    fields = {key: value.strip().strip("\"'") for key, _, value in pairs}
     name = fields.get("license", "")
     return [fields["license_name"], name] if name == "other" and "license_name" in fields else [name]
 

@@ -20,7 +20,12 @@ def source_checkpoint(manifest: Manifest, model: str | None = None, *, normalize
     if source.random_weights and model is None:
         checkpoint = random_checkpoint(source.source, seed=source.seed, image_size=source.image_size)
     else:
-        checkpoint = load_checkpoint(model or source.source, revision=source.revision, image_size=source.image_size)
+        try:
+            checkpoint = load_checkpoint(model or source.source, revision=source.revision, image_size=source.image_size)
+        except CheckpointError as error:
+            if model is not None:
+                raise
+            raise CheckpointError(f"{error}. Pass it with --model if it moved since the build") from error
     if checkpoint.origin.digest != source.digest:
         raise CheckpointError(
             f"the {manifest.runtime} artifact was built from a checkpoint with digest {source.digest[:12]}…, but"

@@ -122,17 +122,17 @@ def gated_drop(report: AccuracyReport) -> Drop:
     return drop
 
 
-def parse_fraction(text: str) -> float:
-    """`0.5%` and `0.005` are the same fraction.
+def parse_fraction(text: str, option: str, *, most: float = 1.0) -> float:
+    """`0.5%` and `0.005` are the same fraction, from 0 to `most`, that an option was given.
 
     Raises:
-        AccuracyError: Not a number between 0 and 1 (0 % and 100 %).
+        AccuracyError: Not that.
     """
     try:
         # Decimal, because 0.7 / 100 is less than 0.007 in binary.
         value = float(Decimal(text.removesuffix("%")).scaleb(-2 if text.endswith("%") else 0))
     except (ArithmeticError, ValueError):
         value = math.nan
-    if not 0 <= value <= 1:
-        raise AccuracyError(f"expected a share such as 0.5% or 0.005, found {text}")
+    if not 0 <= value <= most or math.isinf(value):
+        raise AccuracyError(f"{option}: expected a share such as 0.5% or 0.005, found {text}")
     return value

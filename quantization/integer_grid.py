@@ -125,7 +125,7 @@ class IntegerPrecision:
         try:
             ranges = {str(name): Range(float(low), float(high)) for name, (low, high) in document["ranges"].items()}
             sixteen = frozenset(str(name) for name in document["sixteen_bit"])
-        except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise PlanError(
                 f"integer precision: expected sixteen_bit, a list of tensors, and ranges, low and high by tensor; found"
                 f" another document ({type(error).__name__}: {error}); build the plan again"

@@ -82,8 +82,8 @@ def factorize(statistics: InputStatistics) -> Factor:
 
 def _sorted_cholesky(covariance: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The columns from the one to be rounded last to the one to be rounded first (see the module's docstring), and L,
-    lower triangular: LLᵀ is the covariance in that order. L grows to the right, a group at a time, and what it leaves of
-    the variances says which columns are the next: nothing of [in, in] is copied or updated on the way.
+    lower triangular: LLᵀ is the covariance in that order. L grows to the right, a group at a time, and what it leaves
+    of the variances says which columns are the next: nothing of [in, in] is copied or updated on the way.
     """
     size = len(covariance)
     root = torch.zeros_like(covariance)  # rows in the covariance's own order

@@ -137,7 +137,7 @@ def certify_artifact(linears: Mapping[str, QuantizedLinear], shape: EncoderShape
 
 def _unsafe_scores(shape: EncoderShape) -> UnsafeLinear:
     """Query · key of a layer: unsigned by signed bytes, each at its largest."""
-    return UnsafeLinear(shape.heads * (shape.head_width // 2), 2 * 255 * 127 - _INT16.max, ())
+    return UnsafeLinear(shape.heads * (shape.head_width // 2), _INT16.min + 2 * 255 * 128, ())
 
 
 def _convolved_patch(shape: EncoderShape) -> tuple[Pairing, ...]:

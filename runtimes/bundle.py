@@ -1,4 +1,4 @@
-"""`bundle.json`: what travels to a device, so that it can be tested and measured there; standard library only.
+"""`bundle.json`: what travels to a device, so that it can be tested and measured there.
 
 artifacts/<name>/    artifact folders, as a build made them        fp32/<name>/    their FP32 twins, if wanted
 golden/              golden vectors of these artifacts             vitedge/        the device half of this package

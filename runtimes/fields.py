@@ -9,8 +9,8 @@ from vitedge.runtimes.errors import ArtifactError
 
 T = TypeVar("T")
 _MAX_COUNT = 1 << 53  # what JSON's numbers hold exactly everywhere
-# Control characters but the line break: terminals obey them.
-_CONTROL = dict.fromkeys((*range(10), *range(11, 32), *range(127, 160)), "\ufffd")
+# Control characters but the line break, which terminals obey; and halves of surrogate pairs, which cannot be encoded.
+_UNPRINTABLE = dict.fromkeys((*range(10), *range(11, 32), *range(127, 160), *range(0xD800, 0xE000)), "\ufffd")
 
 
 def parse_json(document: str) -> Any:
@@ -26,12 +26,16 @@ def parse_json(document: str) -> Any:
             raise ValueError(f"expected a finite number, found {digits}")
         return value
 
-    return json.loads(document, parse_float=finite, parse_constant=finite)
+    def whole(digits: str) -> int:
+        finite(digits)
+        return int(digits)
+
+    return json.loads(document, parse_float=finite, parse_int=whole, parse_constant=finite)
 
 
 def printable(words: str) -> str:
     """Text that a terminal shows and does not obey: names and labels may hold escape sequences."""
-    return words.translate(_CONTROL)
+    return words.translate(_UNPRINTABLE)
 
 
 def many(value: Any, parse: Callable[[Any], T]) -> tuple[T, ...]:
@@ -75,6 +79,17 @@ def count(value: Any) -> int:
     """
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= _MAX_COUNT:
         raise ArtifactError(f"expected a number of at least 0, found {value!r}")
+    return value
+
+
+def integer(value: Any) -> int:
+    """A whole number.
+
+    Raises:
+        TypeError: Not one.
+    """
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"expected a whole number, found {value!r}")
     return value
 
 

@@ -12,6 +12,7 @@ ignored; damaged pixels are not.
 
 import importlib
 import re
+import stat
 import struct
 import zlib
 from collections.abc import Callable
@@ -29,7 +30,7 @@ Pixels = NDArray[np.uint8]
 
 MAX_PIXELS = 128_000_000  # 384 MB of RGB; the largest phone cameras make 200 MP files, but deliver 50 MP or fewer
 _MAX_FILE_BYTES = 1 << 29  # an uncompressed image of MAX_PIXELS fits
-_MAX_METADATA_BYTES = 1 << 20  # of compressed text in a PNG, once inflated
+_MAX_METADATA_BYTES = 1 << 20  # that orientations are looked for in
 _SUPPORTED = "JPEG, PNG, WebP or BMP"
 _OTHER_FORMATS = (
     (re.compile(rb"GIF8[79]a"), "a GIF"),
@@ -64,18 +65,20 @@ def read_image(path: str | PathLike[str]) -> Pixels:
         RuntimeMissingError: OpenCV is not installed.
     """
     file = Path(path)
-    if file.is_dir():
-        raise ImageError(f"{file}: expected an image file, found a folder; pass the files in it")
-    if not file.is_file():
-        found = "something else" if file.exists() else "no such file"
-        raise ImageError(f"{file}: expected an image file, found {found}; check the path")
     try:
-        size_bytes = file.stat().st_size
+        status = file.stat()
+        if stat.S_ISDIR(status.st_mode):
+            raise ImageError(f"{file}: expected an image file, found a folder; pass the files in it")
+        if not stat.S_ISREG(status.st_mode):
+            raise ImageError(f"{file}: expected an image file, found something else; check the path")
+        size_bytes = status.st_size
         if size_bytes > _MAX_FILE_BYTES:
             raise ImageError(
                 f"{file}: expected at most {_MAX_FILE_BYTES} bytes, found {size_bytes}; save a smaller copy"
             )
         data = file.read_bytes()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise ImageError(f"{file}: expected an image file, found no such file; check the path") from error
     except OSError as error:
         raise ImageError(f"{file}: cannot be read ({error.strerror}); check its permissions") from error
     return decode_image(data, str(file))
@@ -172,7 +175,7 @@ def _parse_jpeg(data: bytes) -> _Header:
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC) and size is None:
             size = struct.unpack_from(">HH", body, 1)
         elif marker == 0xE1 and body.startswith(b"Exif\0"):
-            exif += body[6:]
+            exif += body[6:] if len(exif) < _MAX_METADATA_BYTES else b""
         elif marker == 0xE1 and body.startswith(b"http://ns.adobe.com/xap/1.0/\0"):
             xmp = body
         elif marker == 0xDA:
@@ -190,19 +193,21 @@ def _parse_png(data: bytes) -> _Header:
     if data[8:16] != b"\0\0\0\rIHDR":
         raise ValueError("it does not begin with an IHDR chunk")
     width, height, depth, color = struct.unpack_from(">IIBB", data, 16)
-    at, kind, exif, xmp = 8, b"", b"", b""
+    at, kind, exif, xmp, left = 8, b"", b"", b"", _MAX_METADATA_BYTES
     while kind != b"IEND":
         length, kind = struct.unpack_from(">I4s", data, at)
         if at + 12 + length > len(data):
             raise ValueError(f"it ends within its {kind!r} chunk")
         if kind == b"eXIf":
             exif = data[at + 8 : at + 8 + length]
-        elif kind in (b"tEXt", b"zTXt", b"iTXt"):
-            key, _, text = data[at + 8 : at + 8 + length].partition(b"\0")
+        elif kind in (b"tEXt", b"zTXt", b"iTXt") and left > 0:
+            key, _, text = data[at + 8 : at + 8 + min(length, left)].partition(b"\0")
             if key == b"Raw profile type exif" and not exif:
-                exif = _raw_profile(_inflate(text[1:]) if kind == b"zTXt" else text)
+                text = _inflate(text[1:], left) if kind == b"zTXt" else text
+                exif, left = _raw_profile(text), left - len(text)
             elif key == b"XML:com.adobe.xmp" and kind == b"iTXt":
-                xmp = _inflate(text[2:].split(b"\0", 2)[-1]) if text[:1] == b"\1" else text
+                xmp = _inflate(text[2:].split(b"\0", 2)[-1], left) if text[:1] == b"\1" else text
+                left -= len(xmp)
         at += 12 + length
     return _Header(width, height, _orientation(exif, xmp), gray16=(depth, color) == (16, 0))
 
@@ -268,9 +273,9 @@ def _raw_profile(text: bytes) -> bytes:
         return b""
 
 
-def _inflate(compressed: bytes) -> bytes:
+def _inflate(compressed: bytes, most: int) -> bytes:
     try:
-        return zlib.decompressobj().decompress(compressed, _MAX_METADATA_BYTES)
+        return zlib.decompressobj().decompress(compressed, most)
     except zlib.error:
         return b""
 

@@ -1,7 +1,7 @@
 """`manifest.json`: everything a device must know about an artifact, and everything an auditor wants to.
 
-The manifest is read on devices, so this module needs the standard library only, and trusts nothing that it reads:
-unknown formats, missing fields, paths that leave the folder and hashes that do not match are refused.
+It is read on devices, where nobody vouches for it, and trusted in nothing: unknown formats, missing fields, paths that
+leave the folder and hashes that do not match are refused.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vitedge.runtimes.errors import ArtifactError
-from vitedge.runtimes.fields import count, many, mapping, parse_json, text
+from vitedge.runtimes.fields import count, integer, many, mapping, parse_json, printable, text
 from vitedge.runtimes.instruction_sets import KINDS, exact_kinds
 from vitedge.runtimes.preprocess import Preprocessing
 from vitedge.runtimes.saturation import Saturation, UnsafeLinear, UnsafePair
@@ -23,6 +23,7 @@ MANIFEST_FILE = "manifest.json"
 RUNTIMES = ("onnx", "openvino", "tflite")
 PRECISIONS = ("int8", "fp32")
 _MAX_MANIFEST_BYTES = 16 << 20
+_MAX_BATCH = 4096
 _ADVICE = "copy the artifact again, or build it again"
 
 
@@ -134,11 +135,16 @@ class Manifest:
     @property
     def label_lines(self) -> str:
         """The labels as mobile runtimes read them: a line each, so without line breaks of their own."""
-        return "".join(" ".join(label.split()) + "\n" for label in self.labels)
+        return "".join(printable(" ".join(label.split())) + "\n" for label in self.labels)
 
-    def with_measurements(self, **measured: Mapping[str, Any] | None) -> "Manifest":
-        """The same manifest with `accuracy` or `latency` filled in."""
-        return replace(self, **measured)  # type: ignore[arg-type]
+    @property
+    def published(self) -> "Manifest":
+        """As apps give it to everyone: without what was measured, which tells of images and of a machine, and with the
+        name alone of a checkpoint's folder.
+        """
+        path = Path(self.source.source)
+        source = replace(self.source, source=path.name) if path.is_absolute() else self.source
+        return replace(self, accuracy=None, latency=None, source=source)
 
     def to_json(self) -> dict[str, Any]:
         derived = {"instruction_sets": self.instruction_sets, "preprocessing": self.preprocessing.to_json()}
@@ -171,7 +177,7 @@ def load_manifest(folder: Path) -> Manifest:
         raise ArtifactError(f"{path}: expected a JSON file ({error}); {_ADVICE}") from error
     try:
         return _parse(document)
-    except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ArtifactError(f"{path}: not a readable manifest ({type(error).__name__}: {error}); {_ADVICE}") from error
     except ArtifactError as error:
         raise ArtifactError(f"{path}: {error}; {_ADVICE}") from error
@@ -287,10 +293,12 @@ def _check(manifest: Manifest) -> None:
     if not (manifest.files and manifest.inputs and manifest.outputs):
         raise ArtifactError("expected at least one file, one input and one output")
     first = manifest.inputs[0]
-    if len(first.shape) != 4 or 0 in first.shape or first.layout not in ("NCHW", "NHWC"):
+    size = (manifest.preprocessing.height, manifest.preprocessing.width)
+    images = {"NCHW": (3, *size), "NHWC": (*size, 3)}.get(first.layout)
+    if first.shape[1:] != images or first.shape[0] not in ("batch", *range(1, _MAX_BATCH + 1)):
         raise ArtifactError(
-            f"input {first.name}: expected 4 dimensions in the order NCHW or NHWC, found {list(first.shape)} in"
-            f" {first.layout}"
+            f"input {first.name}: expected images of {size[0]}×{size[1]}, as preprocessing makes them, in the order"
+            f" NCHW or NHWC, batch or 1 to {_MAX_BATCH} of them; found {list(first.shape)} in {first.layout}"
         )
     if "uint8" in (first.dtype, manifest.preprocessing.dtype) and (
         first.dtype != manifest.preprocessing.dtype or first.layout != "NHWC"
@@ -324,7 +332,7 @@ def _origin(entry: Any) -> Origin:
         revision=None if revision is None else text(revision),
         image_size=None if image_size is None else count(image_size),
         random_weights=random_weights,
-        seed=int(entry["seed"]),
+        seed=integer(entry["seed"]),
         license=None if stated is None else text(stated),
     )
 
@@ -358,7 +366,7 @@ def _tensor(entry: Any) -> TensorRecord:
         shape,
         text(entry["layout"]),
         None if scale is None else float(scale),
-        None if zero_point is None else int(zero_point),
+        None if zero_point is None else integer(zero_point),
     )
 
 

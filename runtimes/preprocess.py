@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitedge.runtimes.errors import ArtifactError, CheckpointError, InputShapeError
+from vitedge.runtimes.fields import integer
 from vitedge.runtimes.resize import RESAMPLE_NAMES, Pixels, resize
 
 # What an encoder takes: float32 [n, 3, height, width], normalized, or uint8 [n, height, width, 3], as resized.
@@ -113,8 +114,8 @@ class Preprocessing:
         """
         try:
             return cls(
-                height=_integer(document["height"]),
-                width=_integer(document["width"]),
+                height=integer(document["height"]),
+                width=integer(document["width"]),
                 resample=str(document["resample"]),
                 rescale_factor=float(document["rescale_factor"]),
                 mean=_three(document["mean"]),
@@ -169,9 +170,3 @@ def _three(value: Any) -> tuple[float, float, float]:
         return float(value), float(value), float(value)
     first, second, third = value
     return float(first), float(second), float(third)
-
-
-def _integer(value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"expected a whole number, found {value!r}")
-    return value

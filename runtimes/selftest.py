@@ -6,7 +6,8 @@
     preprocessing   does each artifact's contract give the golden input?     pixels equal, floats to 1e-6
     inference       is every output as near to FP32 as it may be?            cosine and SQNR within the tolerance
 
-Bounds are against FP32: integers round otherwise on another CPU, so that INT8 outputs never agree bit by bit.
+Bounds are against FP32: floats round otherwise on another CPU, and with them which integer a value becomes, so that
+equal bits are not asked for.
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -18,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitedge.runtimes.encoder import DISTRIBUTIONS, installed_version, is_older
-from vitedge.runtimes.errors import ImageError, RuntimeMissingError, VitedgeError
+from vitedge.runtimes.errors import ArtifactError, ImageError, RuntimeMissingError, VitedgeError
 from vitedge.runtimes.golden import Golden, Tolerance
 from vitedge.runtimes.image import read_image
 from vitedge.runtimes.instruction_sets import ANY, X86
@@ -66,7 +67,12 @@ def selftest(
         artifacts: Folder and manifest by the name that the golden vectors know them by.
         kind: Of this CPU (`instruction_sets.kind_of`).
         threads: Of the runtimes; None leaves it to them.
+
+    Raises:
+        ArtifactError: The golden vectors do not know one of the artifacts.
     """
+    if unknown := artifacts.keys() - (golden.tolerances.keys() & golden.outputs.keys()):
+        raise ArtifactError(f"{golden.folder}: expected golden vectors of {', '.join(sorted(unknown))}, found none")
     checks = [_decoding(golden)]
     for name, (folder, manifest) in artifacts.items():
         checks.append(_cpu(golden, name, manifest, kind))
@@ -140,7 +146,7 @@ def _preprocessing(golden: Golden, name: str, manifest: Manifest) -> Check:
     made = contract.batch([golden.pixels(image) for image in golden.images])
     error = float(np.abs(made.astype(np.float64) - given).max())
     numbers = {"max_abs_error": error}
-    if error > (0 if contract.dtype == "uint8" else _MAX_INPUT_ERROR):
+    if not error <= (0 if contract.dtype == "uint8" else _MAX_INPUT_ERROR):  # NaN is no less
         found = f"differs from the golden input by up to {error:.3g}"
         return Check("preprocessing", name, "fail", found, "resize or normalization of this numpy build", numbers)
     return Check("preprocessing", name, "pass", f"differs from the golden input by at most {error:.2g}", None, numbers)

@@ -6,6 +6,7 @@ The public names load on first use, so that `import vitedge` needs nothing but t
     verify                 accuracy of an artifact against FP32                  (needs vitedge[convert])
     bench                  latency, memory and size                              (needs the runtime)
     load_encoder           an artifact, ready to encode images                   (needs the runtime)
+    Gates                  what may be lost at most, for `BuildRequest` and `verify`
     VitedgeError           base of every error raised on purpose
 """
 
@@ -18,13 +19,14 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "BuildRequest": "vitedge.commands.build",
+    "Gates": "vitedge.quantization.gates",
     "build": "vitedge.commands.build",
     "verify": "vitedge.commands.verify",
     "bench": "vitedge.commands.bench",
     "load_encoder": "vitedge.runtimes.load",
     "VitedgeError": "vitedge.runtimes.errors",
 }
-__all__ = ["BuildRequest", "VitedgeError", "__version__", "bench", "build", "load_encoder", "verify"]
+__all__ = ["BuildRequest", "Gates", "VitedgeError", "__version__", "bench", "build", "load_encoder", "verify"]
 
 
 def _switch_telemetry_off() -> None:

@@ -47,6 +47,11 @@ def errors() -> Iterator[None]:
     except KeyboardInterrupt as error:
         typer.secho("interrupted; what was there before is unchanged", fg="red", err=True)
         raise typer.Exit(130) from error
+    except BrokenPipeError:
+        raise  # who reads the output has enough of it; click ends quietly
+    except OSError as error:  # a path that may not be entered or is too long, no room for temporary files
+        typer.secho(printable(f"error: {error}"), fg="red", err=True)
+        raise typer.Exit(2) from error
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("vitedge"):
             raise
@@ -63,8 +68,8 @@ def print_json(document: Any) -> None:
     sys.stdout.write("\n")
 
 
-def counts(text: str) -> tuple[int, ...]:
-    """Numbers of at least 1, such as `1,2`.
+def counts(text: str, option: str, expected: str = "a number of at least 1") -> tuple[int, ...]:
+    """Numbers of at least 1, such as `1,2`, that an option was given.
 
     Raises:
         VitedgeError: Not that.
@@ -74,5 +79,5 @@ def counts(text: str) -> tuple[int, ...]:
     except ValueError:
         found = ()
     if not found or min(found) < 1:
-        raise VitedgeError(f"expected a number of at least 1, found {text}")
+        raise VitedgeError(f"{option}: expected {expected}, found {text}")
     return found

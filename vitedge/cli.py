@@ -279,7 +279,7 @@ def main() -> None:
 def _gates(max_drop: str | None, min_cosine: float | None, min_sqnr_db: float | None) -> Any:
     from vitedge.quantization.gates import Gates, parse_fraction
 
-    return Gates(None if max_drop is None else parse_fraction(max_drop), min_cosine, min_sqnr_db)
+    return Gates(None if max_drop is None else parse_fraction(max_drop, "--max-drop"), min_cosine, min_sqnr_db)
 
 
 def _runtimes(given: list[str] | None, target: str) -> tuple[str, ...]:
@@ -295,7 +295,7 @@ def _batch(text: str) -> int | str:
 
     if text in BATCHES:
         return text
-    size, *more = counts(text)
+    size, *more = counts(text, "--batch", f"a number of at least 1, or one of {', '.join(BATCHES)}")
     if more:
         raise VitedgeError(f"--batch: expected one size, found {text}; dynamic takes any")
     return size

@@ -104,7 +104,7 @@ def bench(
                     "--device: leave --torch, --vendors, --images, --model, --cpus and --batch out;"
                     " they are for this host"
                 )
-            several = counts(threads)
+            several = counts(threads, "--threads")
             if len(several) != 1:
                 raise VitedgeError(f"--device: expected one number of threads, found {threads}")
             from vitedge.commands.device_bench import parse_device
@@ -133,7 +133,7 @@ def bench(
 
         reports = run_bench(
             artifact,
-            threads=counts(threads),
+            threads=counts(threads, "--threads"),
             batch=batch,
             seconds=seconds,
             console=Console(quiet=quiet),

@@ -3,6 +3,7 @@
 Each command is a thin face of a plain function in `commands/`, which it imports when it is called.
 """
 
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -123,7 +124,12 @@ def compare(
         from vitedge.quantization.gates import parse_fraction
         from vitedge.runtimes.errors import GateFailedError
 
-        limits = Limits(parse_fraction(max_slowdown), parse_fraction(max_growth), max_loss_db, max_loss_cosine)
+        limits = Limits(
+            parse_fraction(max_slowdown, "--max-slowdown", most=math.inf),
+            parse_fraction(max_growth, "--max-growth", most=math.inf),
+            max_loss_db,
+            max_loss_cosine,
+        )
         one, other = read_result(before), read_result(after)
         changes = compare(one, other, limits)
         absent = missing(one, other)

@@ -85,3 +85,6 @@ class _SpeedColumn(ProgressColumn):
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
         return Text("" if speed is None else f"{speed:.1f} {self._unit}/s")
+
+
+QUIET = Console(quiet=True)  # for those who call the functions behind the commands

@@ -45,6 +45,9 @@ def main(argv: list[str] | None = None) -> int:
     except VitedgeError as error:
         sys.stderr.write(printable(f"error: {error}\n"))
         return error.exit_code
+    except OSError as error:
+        sys.stderr.write(printable(f"error: {error}\n"))
+        return 2
 
 
 def _selftest(bundle: Bundle, options: argparse.Namespace) -> int:

@@ -32,3 +32,9 @@ def test_a_missing_folder_is_named(tmp_path: Path, capsys: pytest.CaptureFixture
     missing = str(tmp_path / "nowhere")
     assert main([str(checkpoint), "--calibration", missing, "--eval", missing]) == 2
     assert "nowhere: no such folder" in capsys.readouterr().err
+
+
+def test_too_few_images_for_its_subsets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint, few = save_checkpoint(tmp_path / "model"), str(save_images(tmp_path / "few", 40))
+    assert main([str(checkpoint), "--calibration", few, "--eval", few, "--only", "calibration"]) == 2
+    assert "expected 96 images for 3 subsets of 32, found 40" in capsys.readouterr().err

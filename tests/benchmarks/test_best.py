@@ -94,6 +94,9 @@ def test_rival_that_is_faster_is_named_and_not_chosen() -> None:
         " clearly faster, its accuracy not measured here: NNCF, 7.00 ms"
     )
     assert found.to_json()["best"]["faster_rivals"] == ["NNCF"]
+    itself = tuple(replace(rival, own=True) for rival in rivals)
+    found = report(openvino=replace(pair(10, 20), rivals=itself))
+    assert best(found)[2] == "best on this machine: openvino INT8, 10.00 ms, the fastest"
 
 
 def test_pair_without_twin() -> None:

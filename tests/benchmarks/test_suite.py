@@ -22,9 +22,9 @@ def speedup(median: float) -> dict[str, float]:
 
 def run(latency_ms: float, peak_bytes: int | None = 140) -> dict[str, Any]:
     rivals = [
-        {"name": "vendor", "speedup": speedup(1.5), "result": {}},
-        {"name": "PyTorch eager FP32", "speedup": speedup(3.0), "result": {}},
-        {"name": "itself on 1 thread", "speedup": speedup(1.8), "result": {}},
+        {"name": "vendor", "speedup": speedup(1.5), "result": {}, "own": False},
+        {"name": "PyTorch eager FP32", "speedup": speedup(3.0), "result": {}, "own": False},
+        {"name": "itself on 1 thread", "speedup": speedup(1.8), "result": {}, "own": True},
     ]
     pair = {"artifact": result(latency_ms, peak_bytes, 5.0), "fp32": result(40.0, 200, 9.0), "speedup": speedup(2.0)}
     return {"pairs": {"onnx": pair | {"rivals": rivals}}}
@@ -60,7 +60,7 @@ def test_command_builds_measures_and_ends_in_json(
     assert suite.main(["--model", str(tmp_path / "my-vit"), "--target", "vnni"]) == 0
     lines = capsys.readouterr().out.splitlines()
     document = json.loads(lines[-1])
-    assert [row["encoder"] for row in document["rows"]] == ["vit-base-patch16-224", "my-vit"]
+    assert [row["encoder"] for row in document["rows"]] == ["ViT-B/16, random", "my-vit"]
     assert document["target"] == "vnni"
     assert any("random" in line for line in lines)
     assert [arguments[0] for arguments in asked] == ["build", "bench", "bench"] * 2

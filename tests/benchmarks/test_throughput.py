@@ -1,7 +1,6 @@
 """The throughput benchmark: both ways do the whole folder, in turns, and its arithmetic is that of the clock."""
 
 import json
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -68,8 +67,7 @@ def test_prints_a_table_and_one_json_document(
     Encoder(monkeypatch)
     save_images(tmp_path, 5)
     options = ["--batch", "1", "4", "--rounds", "2", "--threads", "2"]
-    monkeypatch.setattr(sys, "argv", ["throughput", "artifact", str(tmp_path), *options])
-    throughput.main()
+    assert throughput.main(["artifact", str(tmp_path), *options]) == 0
     *table, last = capsys.readouterr().out.splitlines()
     document = json.loads(last)
     assert len(table) == 1 + 2
@@ -77,3 +75,8 @@ def test_prints_a_table_and_one_json_document(
     assert "1.33×" in table[1]
     assert [run["batch"] for run in document["runs"]] == [1, 4]
     assert (document["format"], document["threads"], document["rounds"]) == ("vitedge-throughput/1", 2, 2)
+
+
+def test_a_missing_artifact_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert throughput.main([str(tmp_path / "none"), str(tmp_path)]) == 2
+    assert "none: expected an artifact folder" in capsys.readouterr().err

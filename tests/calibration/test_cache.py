@@ -260,3 +260,14 @@ def test_folder(environment: dict[str, str], expected: str, monkeypatch: pytest.
     for name, value in ({"HOME": "/home/me"} | environment).items():
         monkeypatch.setenv(name, value)
     assert cache.folder() == Path(expected)
+
+
+def test_a_folder_for_who_has_no_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As in containers whose user has no entry: where Path.home() raises."""
+    monkeypatch.setattr(Path, "home", lambda: 1 / 0)
+    for name in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("VITEDGE_CACHE", str(tmp_path))
+    assert cache.folder() == tmp_path / "calibration"
+    monkeypatch.delenv("VITEDGE_CACHE")
+    assert cache.folder().parts[-3:] == (".cache", "vitedge", "calibration")

@@ -1,5 +1,6 @@
 """Folders of images: their order, the even choice, what cannot be read, and copies known by content."""
 
+import os
 from pathlib import Path
 
 import cv2
@@ -380,3 +381,19 @@ def test_few_images_warn(tmp_path: Path, count: int, warns: bool) -> None:
     warning = too_few_warning(scan(tmp_path, None))
     expected = f"only {count} different calibration images: ranges may be too narrow for other images; at least 32 are"
     assert (warning or "").startswith(expected) if warns else warning is None
+
+
+def test_a_folder_that_cannot_be_read_is_not_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever runs the tests may be allowed everything, so that the refusal is made up."""
+    save_images(tmp_path / "class0", 2)
+    save_images(tmp_path / "class1", 2)
+    scandir = os.scandir
+
+    def refuse(folder: str) -> object:
+        if str(folder).endswith("class1"):
+            raise PermissionError(13, "Permission denied", str(folder))
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(ImageSetError, match=r"class1: cannot be read \(Permission denied\)"):
+        scan(tmp_path, None)

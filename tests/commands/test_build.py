@@ -224,7 +224,7 @@ def test_random_weights_have_no_accuracy(site: Site, tmp_path: Path) -> None:
         (("build", "{model}", "--images", "{tmp}/empty"), "empty: no images in it or below; expected .jpg"),
         (("build", "{tmp}/nowhere", "--images", "{calibration}"), "nowhere"),
         (("build", "{model}", "--images", "{calibration}", "--runtime", "onnx,coreml"), "found coreml"),
-        (("build", "{model}", "--images", "{calibration}", "--batch", "many"), "expected a number of at least 1"),
+        (("build", "{model}", "--images", "{calibration}", "--batch", "many"), "--batch: expected a number of"),
         (("build", "{model}", "--images", "{calibration}", "--batch", "4,8"), "--batch: expected one size, found 4,8"),
         (
             ("build", "{model}", "--images", "{calibration}", "--bench-seconds", "inf"),
@@ -235,9 +235,14 @@ def test_random_weights_have_no_accuracy(site: Site, tmp_path: Path) -> None:
         (("build", "{model}", "--images", "{calibration}", "--eval", "{calibration}"), "the same picture as"),
         (("verify", "{tmp}/empty", "--eval", "{calibration}"), "expected an artifact such as OUT/onnx"),
         (("bench", "{tmp}/nowhere"), "no such folder"),
-        (("bench", "{tmp}/nowhere", "--threads", "0"), "expected a number of at least 1"),
+        (("bench", "{tmp}/nowhere", "--threads", "0"), "--threads: expected a number of"),
         (("run", "{tmp}/empty", "cat.jpg"), "expected an artifact such as OUT/onnx"),
         (("inspect", "{tmp}/empty"), "no manifest.json"),
+        (("inspect", "{tmp}/" + 300 * "x"), "File name too long"),
+        (
+            ("build", "--random-weights", "vit-tiny-patch16-224", "--eval", "{calibration}"),
+            "there is no accuracy to judge",
+        ),
     ],
 )
 def test_bad_input_is_told_in_one_message(site: Site, tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
@@ -253,6 +258,17 @@ def test_bad_input_is_told_in_one_message(site: Site, tmp_path: Path, arguments:
     assert "Traceback" not in result.output
     assert result.stdout == ""
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("option", ["--images", "--eval"])
+def test_images_within_the_old_build_are_not_deleted(option: str, site: Site, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    photographs = shutil.copytree(site.evaluation, out / "photographs")
+    (out / "report.json").write_text(json.dumps({"format": "vitedge-report/1"}))
+    result = site.build(out, option, photographs)
+    assert result.exit_code == 2
+    assert f"{out}: holds {option} ({photographs}), which would be deleted" in result.stderr
+    assert len(list(photographs.rglob("*.png"))) == 24
 
 
 def test_copy_of_a_calibration_image_under_another_name_is_refused(site: Site, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from tests.commands.device_side import checks_of, sealed
+from vitedge.benchmarks.machine import describe_machine
 from vitedge.runtimes.errors import ArtifactError, ImageError
 from vitedge.runtimes.golden import GOLDEN_FOLDER, Golden, Tolerance, read_golden
 from vitedge.runtimes.instruction_sets import kind_of
@@ -238,3 +239,9 @@ def test_each_kind_of_cpu_has_its_own_bound(bundled: Path, built: Path, flags: s
         assert (old["cpu"].status, old["inference"].status) == ("fail", "skip")
         assert old["cpu"].found == f"expected a tolerance for {kind}, found any"
         assert f"no bound holds for {kind}" in old["inference"].found
+
+
+def test_golden_vectors_that_do_not_know_an_artifact(bundled: Path, built: Path) -> None:
+    golden, artifacts = read_golden(bundled / "golden"), {"other": (built / "onnx", load_manifest(built / "onnx"))}
+    with pytest.raises(ArtifactError, match="golden: expected golden vectors of other, found none"):
+        selftest(golden, artifacts, kind=describe_machine().kind)

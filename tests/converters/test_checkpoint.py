@@ -230,3 +230,19 @@ def test_weights_that_are_not_finite(tmp_path):
     save_file(tensors, folder / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"layernorm\.weight"):
         load_checkpoint(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hidden_dropout_prob": 5.0}, "transformers cannot build this model"),
+        ({"_attn_implementation": "foo"}, "transformers cannot build this model"),
+        ({"num_channels": -1}, "transformers cannot build this model|num_channels|channels"),
+        ({"num_labels": 10**12}, "expected num_labels to be a number from 1 to 1048576, found 1000000000000"),
+    ],
+)
+def test_values_that_transformers_fails_with(tmp_path, changes, message):
+    save_checkpoint(tmp_path)
+    edit_config(tmp_path, **changes)
+    with pytest.raises(CheckpointError, match=message):
+        load_checkpoint(str(tmp_path))

@@ -35,3 +35,10 @@ def test_what_is_no_text_is_left_out(tmp_path: Path) -> None:
     (tmp_path / "LICENSE.md").write_bytes(b"\xff\xfe\n")
     (tmp_path / "README.md").mkdir()
     assert license_of(tmp_path) == License(None, (tmp_path / "LICENSE.md",))
+
+
+@pytest.mark.parametrize("card", ["---\n" + "\n" * 500_000, "---\nlicense: x" + " " * 500_000 + "y\n---\n"])
+def test_long_cards_are_read_at_once(card: str, tmp_path: Path) -> None:
+    """Two regular expressions took hours for as much."""
+    (tmp_path / "README.md").write_text(card)
+    assert license_of(tmp_path).name is None

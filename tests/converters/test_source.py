@@ -47,3 +47,10 @@ def test_another_checkpoint_is_refused(tmp_path: Path) -> None:
     other = save_checkpoint(tmp_path / "other", seed=5)
     with pytest.raises(CheckpointError, match=r"the onnx artifact was built from .* pass the right one with --model"):
         source_checkpoint(manifest(made), str(other))
+
+
+def test_a_relative_path_is_found_from_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_checkpoint(tmp_path / "model")
+    monkeypatch.chdir(tmp_path)
+    origin = load_checkpoint("model").origin
+    assert origin.source == str(tmp_path / "model")

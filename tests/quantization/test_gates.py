@@ -230,7 +230,7 @@ def test_any_gate() -> None:
     ],
 )
 def test_fractions(text: str, expected: float) -> None:
-    assert parse_fraction(text) == expected
+    assert parse_fraction(text, "--max-drop") == expected
 
 
 @pytest.mark.parametrize(
@@ -239,16 +239,26 @@ def test_fractions(text: str, expected: float) -> None:
 )
 def test_what_is_no_fraction(text: str) -> None:
     with pytest.raises(AccuracyError) as caught:
-        parse_fraction(text)
-    assert str(caught.value) == f"expected a share such as 0.5% or 0.005, found {text}"
+        parse_fraction(text, "--max-drop")
+    assert str(caught.value) == f"--max-drop: expected a share such as 0.5% or 0.005, found {text}"
+
+
+def test_a_share_above_one_where_it_makes_sense() -> None:
+    assert parse_fraction("150%", "--max-slowdown", most=math.inf) == 1.5
+    with pytest.raises(AccuracyError, match=r"^--max-slowdown: .*found inf$"):
+        parse_fraction("inf", "--max-slowdown", most=math.inf)
 
 
 @given(st.integers(0, 1000))
 def test_percent_and_fraction_are_the_same_number(tenths: int) -> None:
     """0.7 / 100 is less than 0.007: a drop of 7 in 1000 would fail a gate of 0.7%."""
-    assert parse_fraction(f"{tenths / 10}%") == parse_fraction(f"{tenths / 1000}") == tenths / 1000
+    assert (
+        parse_fraction(f"{tenths / 10}%", "--max-drop")
+        == parse_fraction(f"{tenths / 1000}", "--max-drop")
+        == tenths / 1000
+    )
 
 
 def test_a_drop_at_the_edge_of_a_percentage_passes() -> None:
     edge = drop_of("top-1", 7 / 1000, (0.0, 0.01))
-    assert check(report(edge), Gates(max_drop=parse_fraction("0.7%"))) == ()
+    assert check(report(edge), Gates(max_drop=parse_fraction("0.7%", "--max-drop"))) == ()

@@ -96,7 +96,7 @@ def test_edited_decisions_are_read_from_the_file_or_its_folder(saved: Path) -> N
         ({"sixteen_bit": [7]}, "not a readable plan"),
         ({"sixteen_bit": 7}, "not a readable plan"),
         ({"sixteen_bit": "*"}, r"plan.json: sixteen_bit: expected a list of names or patterns, found '\*'"),
-        ({"ranges": {"residual": [0, 10**400]}, "sixteen_bit": []}, "plan.json: .*OverflowError"),
+        ({"ranges": {"residual": [0, 10**400]}, "sixteen_bit": []}, "plan.json .*expected a finite number"),
         ({"ranges": []}, "sixteen_bit: residual matches no tensor|layers"),
         ({"ranges": {"residual": [1, 0]}, "sixteen_bit": []}, "low <= high"),
         ({"format": "vitedge-plan/5"}, "expected a plan of format vitedge-npu-plan/1, found vitedge-plan/5"),

@@ -164,4 +164,4 @@ def test_integer_scores_are_never_proven_safe() -> None:
     found = certify_artifact({name: scored}, SHAPE, "openvino")
     assert (found.proven_safe, found.linears) == (False, 2)
     (unsafe,) = found.unsafe.items()
-    assert unsafe == ("layers.1.attention.scores", UnsafeLinear(SHAPE.hidden // 2, 2 * 255 * 127 - 32767, ()))
+    assert unsafe == ("layers.1.attention.scores", UnsafeLinear(SHAPE.hidden // 2, 2 * 255 * 128 - 32768, ()))

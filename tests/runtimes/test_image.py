@@ -322,3 +322,15 @@ def test_damaged_headers(data: st.DataObject) -> None:
     if data.draw(st.booleans()):
         del content[data.draw(st.integers(0, len(content))) :]
     holds_the_contract(bytes(content))
+
+
+def test_metadata_is_inflated_up_to_one_limit_for_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thousand chunks of a kilobyte each are a gigabyte inflated."""
+    inflated = []
+    inflate = image_module._inflate
+    monkeypatch.setattr(
+        image_module, "_inflate", lambda data, most: inflated.append(inflate(data, most)) or inflated[-1]
+    )
+    bombs = chunk(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(b"x" * (1 << 19))) * 100
+    decode_image(png(47, 30, 8, 2, smooth(30, 47).tobytes(), bombs), "bombs.png")
+    assert sum(map(len, inflated)) == 1 << 20

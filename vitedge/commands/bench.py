@@ -9,10 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vitedge.benchmarks.measure import Rival, measure_all, on_threads
+from vitedge.benchmarks.measure import Rival, measure_all
 from vitedge.benchmarks.process import BenchmarkError, torch_command, worker_command
 from vitedge.benchmarks.results import BenchReport
-from vitedge.console import Console
+from vitedge.console import QUIET, Console
 from vitedge.runtimes.errors import ImageSetError
 from vitedge.runtimes.manifest import MANIFEST_FILE, Manifest, artifact_folders, load_manifest
 
@@ -44,10 +44,10 @@ class RivalRequest:
 def bench(
     artifact: Path,
     *,
-    threads: Sequence[int],
+    threads: Sequence[int] = (1,),
     batch: int | None = None,
-    seconds: float,
-    console: Console,
+    seconds: float = 8.0,
+    console: Console = QUIET,
     cpus: Sequence[int] = (),
     rivals: RivalRequest | None = None,
 ) -> tuple[BenchReport, ...]:
@@ -148,12 +148,12 @@ def _themselves(
     def command(folder: Path, *, batch: int, cpus: Sequence[int], **_: int) -> list[str]:
         return worker_command(folder, threads=threads, batch=batch, cpus=cpus)
 
-    return {
-        runtime: Rival(
-            on_threads(threads), manifests[runtime].precision, manifests[runtime].size_bytes, partial(command, folder)
-        )
-        for runtime, (folder, _) in pairs.items()
-    }
+    name = f"itself on {threads} thread{'s' * (threads > 1)}"
+    found = {}
+    for runtime, (folder, _) in pairs.items():
+        manifest = manifests[runtime]
+        found[runtime] = Rival(name, manifest.precision, manifest.size_bytes, partial(command, folder), own=True)
+    return found
 
 
 def _vendor_rows(

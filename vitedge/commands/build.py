@@ -23,7 +23,7 @@ from vitedge.commands.cpu import choose, plan_for_cpu
 from vitedge.commands.npu import plan_for_npu, read_plan
 from vitedge.commands.request import NPU, BuildRequest
 from vitedge.commands.verify import judge, tell_skipped
-from vitedge.console import Console
+from vitedge.console import QUIET, Console
 from vitedge.converters.checkpoint import Checkpoint, load_checkpoint, random_checkpoint
 from vitedge.converters.folders import REPORT_FILE, REPORT_FORMAT, check_replaceable, replacing_folder
 from vitedge.converters.golden import write_reference
@@ -35,7 +35,7 @@ from vitedge.quantization.integer_search import IntegerSearchResult
 from vitedge.quantization.saved_plan import SavedPlan
 from vitedge.quantization.search import SearchResult
 from vitedge.report.images import IMAGES_FOLDER, write_images
-from vitedge.runtimes.errors import GateFailedError, PlanError
+from vitedge.runtimes.errors import GateFailedError, OutputError, PlanError
 from vitedge.runtimes.golden import GOLDEN_FOLDER
 from vitedge.runtimes.load import load_encoder
 from vitedge.runtimes.manifest import Manifest, load_manifest
@@ -83,7 +83,7 @@ class BuildResult:
     report: Mapping[str, Any]
 
 
-def build(request: BuildRequest, console: Console) -> BuildResult:
+def build(request: BuildRequest, console: Console = QUIET) -> BuildResult:
     """Builds, proves, measures, and puts in place.
 
     Raises:
@@ -91,6 +91,7 @@ def build(request: BuildRequest, console: Console) -> BuildResult:
         VitedgeError: The input was wrong (see the subclasses in `runtimes/errors.py`).
     """
     clock = Clock()
+    _refuse_inputs_inside(request)
     check_replaceable(request.out)
     with clock("load"), console.step("Loading the checkpoint"):
         checkpoint = _load(request)
@@ -139,6 +140,14 @@ class BuildRefusedError(GateFailedError):
         self.result = result
 
 
+def _refuse_inputs_inside(request: BuildRequest) -> None:
+    """What lies in an earlier build goes with it. A plan may: it is read, and the new build has one."""
+    inputs = {"the checkpoint": Path(request.source), "--images": request.images, "--eval": request.evaluation}
+    for what, path in inputs.items():
+        if path is not None and path.exists() and path.resolve().is_relative_to(request.out.resolve()):
+            raise OutputError(f"{request.out}: holds {what} ({path}), which would be deleted; pass another --out")
+
+
 def _load(request: BuildRequest) -> Checkpoint:
     if request.random_weights:
         checkpoint = random_checkpoint(request.source, seed=request.seed, image_size=request.image_size)
@@ -156,6 +165,7 @@ def _image_sets(request: BuildRequest, console: Console) -> tuple[ImageSet, Imag
         console.warn(warning)
     if request.random_weights:
         return calibration, None
+    evaluation: ImageSet | None
     with console.bar("Reading evaluation images") as advance:
         if request.evaluation is not None:
             evaluation = scan(request.evaluation, None, advance)
@@ -320,8 +330,7 @@ def _finish(built: _Built, bench: BenchReport | None, folder: Path) -> dict[str,
         if bench is not None:
             latency = {"machine": bench.machine.to_json(), **bench.pairs[runtime].to_json()}
         measured = built.accuracy[runtime].to_json() if runtime in built.accuracy else None
-        final = replace(manifest, plan_digest=plan_digest)
-        finished[runtime] = final.with_measurements(accuracy=measured, latency=latency)
+        finished[runtime] = replace(manifest, plan_digest=plan_digest, accuracy=measured, latency=latency)
         finished[runtime].save(folder / runtime)
         twin = folder / "fp32" / runtime
         replace(load_manifest(twin), plan_digest=plan_digest).save(twin)

@@ -1,10 +1,9 @@
 """Planning for CPU targets: recipes, from a target or a plan file; calibration; rounding; and the search."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from vitedge.calibration import cache
 from vitedge.calibration.images import ImageSet, batches, spread
@@ -233,15 +232,6 @@ def _statistics(checkpoint: Checkpoint, images: ImageSet, console: Console) -> M
         console.note(f"Calibration of {len(images.paths)} images reused from the cache")
         return statistics
     with console.bar("Calibrating", len(images.paths)) as advance:
-        statistics = observe(
-            checkpoint.encoder,
-            _counted(batches(images, checkpoint.preprocessing, _BATCH), advance),
-        )
+        statistics = observe(checkpoint.encoder, batches(images, checkpoint.preprocessing, _BATCH, advance))
     cache.store(fingerprint, statistics)
     return statistics
-
-
-def _counted(arrays: Iterator[Any], advance: Any) -> Iterator[Any]:
-    for array in arrays:
-        yield array
-        advance(len(array))

@@ -1,6 +1,6 @@
 """Planning for target npu: observe the integer program, round its linears, choose which activations have 16 bits."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -30,7 +30,6 @@ from vitedge.quantization.search import Budget
 from vitedge.runtimes.errors import PlanError
 from vitedge.runtimes.image import read_image
 from vitedge.runtimes.manifest import Manifest
-from vitedge.runtimes.preprocess import PixelValues, Preprocessing
 
 # What the search aims at if no gate asks for something. On vit-s14-real it became 28.3 dB on 400 images.
 DEFAULT_BUDGET = Budget(min_sqnr_db=29.5)
@@ -165,13 +164,7 @@ def _decided_ranges(
 def _observe(checkpoint: Checkpoint, images: ImageSet, console: Console) -> Observation:
     contract, passes = checkpoint.preprocessing, 3
     with console.bar("Calibrating integers", passes * len(images.paths)) as advance:
-        return observe(checkpoint.encoder, lambda: _counted(images, contract, advance), contract.value_range)
-
-
-def _counted(images: ImageSet, contract: Preprocessing, advance: Callable[[int], None]) -> Iterator[PixelValues]:
-    for pixel_values in batches(images, contract, _BATCH):
-        yield pixel_values
-        advance(len(pixel_values))
+        return observe(checkpoint.encoder, lambda: batches(images, contract, _BATCH, advance), contract.value_range)
 
 
 def _round(observation: Observation, console: Console) -> IntegerEncoder:
@@ -209,7 +202,7 @@ def _search(
     judged = spread(images.paths, min(POINT_IMAGES, len(images.paths) // 2))
     rest = replace(images, paths=tuple(path for path in images.paths if path not in judged))
     with console.bar("Observing ranges without the images that judge", len(rest.paths)) as advance:
-        ranges = observed_ranges(observation.folded, _counted(rest, contract, advance), contract.value_range)
+        ranges = observed_ranges(observation.folded, batches(rest, contract, _BATCH, advance), contract.value_range)
     photographs = contract.batch([read_image(path) for path in judged])
     few = Judge(integers, ranges, photographs[:: -(-len(photographs) // ORDER_IMAGES)])
     with console.bar("Measuring the sensitivity of each activation", len(few.groups)) as advance:

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from vitedge.benchmarks.machine import describe_machine
 from vitedge.calibration.images import ImageSet, batches, scan
-from vitedge.console import Console
+from vitedge.console import QUIET, Console
 from vitedge.converters.checkpoint import Checkpoint
 from vitedge.converters.source import source_checkpoint
 from vitedge.quantization.accuracy import AccuracyReport, Comparison
-from vitedge.quantization.gates import Gates, check, doubts
+from vitedge.quantization.gates import NO_GATES, Gates, check, doubts
 from vitedge.runtimes.errors import ArtifactError, ImageSetError
 from vitedge.runtimes.instruction_sets import X86
 from vitedge.runtimes.load import load_encoder
@@ -43,14 +43,13 @@ def judge(
     comparisons = {name: Comparison() for name in folders}
     done = 0
     with console.bar("Comparing with PyTorch FP32", len(images.paths)) as advance:
-        for pixel_values in batches(images, checkpoint.preprocessing, _BATCH):
+        for pixel_values in batches(images, checkpoint.preprocessing, _BATCH, advance):
             paths = images.paths[done : done + len(pixel_values)]
             names = [path.relative_to(images.folder).as_posix() for path in paths]
             expected = reference(pixel_values)
             for name, encoder in encoders.items():
                 comparisons[name].add(names, expected, encoder(pixel_values))
             done += len(pixel_values)
-            advance(len(pixel_values))
     return {
         name: comparison.result(labels=images.labels, model_labels=checkpoint.labels)
         for name, comparison in comparisons.items()
@@ -83,7 +82,14 @@ class VerifyResult:
     failures: tuple[str, ...]
 
 
-def verify(artifact: Path, evaluation: Path, *, model: str | None, gates: Gates, console: Console) -> VerifyResult:
+def verify(
+    artifact: Path,
+    evaluation: Path,
+    *,
+    model: str | None = None,
+    gates: Gates = NO_GATES,
+    console: Console = QUIET,
+) -> VerifyResult:
     """Measures an artifact's accuracy, or that of each artifact of a build, against the checkpoint it came from.
 
     Args:

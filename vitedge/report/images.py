@@ -3,7 +3,8 @@
     OUT/report/images.json    names, and by artifact the cosines and the worst images with their neighbors
     OUT/report/12.jpg         image 12, for each image among the worst or their neighbors
 
-It lies apart from `report.json` and from the manifests, which travel: pictures of the evaluation set do not.
+It lies apart from `report.json` and from the manifests, which travel. The only pictures of the evaluation set that
+do are the few golden ones.
 """
 
 import json

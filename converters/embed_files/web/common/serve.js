@@ -26,7 +26,7 @@ function isFile(path) {
 }
 
 const server = createServer((request, response) => {
-  const path = posix.normalize(`/${request.url.split("?")[0]}`); // absolute, so that no .. is left
+  const path = posix.normalize(`/${request.url.split("?")[0].replaceAll("\\", "/")}`); // absolute, so that no .. is left
   const file = join("site", path.endsWith("/") ? `${path}index.html` : path);
   const found = isFile(file);
   response.writeHead(found ? 200 : 404, {
