@@ -9,7 +9,7 @@ measurements doubtful makes their comparison doubtful: it is told with the verdi
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -59,13 +59,14 @@ class Result:
 
 @dataclass(frozen=True)
 class Change:
-    """One quantity of one artifact before and after; `change` is a quotient, or a difference where more is better."""
+    """One quantity of one artifact before and after; `change` is a factor, or a difference where more is better."""
 
     artifact: str
     quantity: str
     before: Value
     after: Value
     change: float
+    is_factor: bool
     verdict: Verdict
 
     @property
@@ -79,15 +80,15 @@ class Change:
 
 
 # Quantity: whether more of it is better, and the limit that it has; differences count for the former, else quotients.
-_QUANTITIES: Mapping[str, tuple[bool, str]] = {
-    "latency ms": (False, "slowdown"),
-    "load ms": (False, "slowdown"),
-    "peak bytes": (False, "growth"),
-    "file bytes": (False, "growth"),
-    "SQNR dB": (True, "loss_db"),
-    "CLS cosine mean": (True, "loss_cosine"),
-    "SQNR dB of golden images": (True, "loss_db"),
-    "self-test": (True, ""),  # 1 if it passed; no limit lets it fail
+_QUANTITIES: Mapping[str, tuple[bool, Callable[[Limits], float]]] = {
+    "latency ms": (False, lambda limits: limits.slowdown),
+    "load ms": (False, lambda limits: limits.slowdown),
+    "peak bytes": (False, lambda limits: limits.growth),
+    "file bytes": (False, lambda limits: limits.growth),
+    "SQNR dB": (True, lambda limits: limits.loss_db),
+    "CLS cosine mean": (True, lambda limits: limits.loss_cosine),
+    "SQNR dB of golden images": (True, lambda limits: limits.loss_db),
+    "self-test": (True, lambda _: 0.0),  # 1 if it passed; no limit lets it fail
 }
 # A single load, or a peak, has no interval; they are told, and fail nothing.
 _TOLD = ("load ms", "peak bytes")
@@ -165,8 +166,8 @@ def _changes(before: Result, after: Result, limits: Limits) -> Iterator[Change]:
             if other is not None:
                 change = other.value - one.value if more_is_better else other.value / one.value
                 worsening = -change if more_is_better else change - 1
-                verdict = _verdict(one, other, worsening, getattr(limits, limit, 0.0))
-                yield Change(artifact, quantity, one, other, change, verdict)
+                verdict = _verdict(one, other, worsening, limit(limits))
+                yield Change(artifact, quantity, one, other, change, not more_is_better, verdict)
 
 
 def _kind(quantity: str) -> str:

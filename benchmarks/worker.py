@@ -7,12 +7,11 @@ once, and says
 
     {"ready": true, "load_ms": …, "first_ms": …}     or     {"error": "…"} and ends.
 
-Then it answers, until told to quit or until its standard input ends (its driver died):
+Then it answers, until its standard input ends:
 
     {"run": 20}       {"latencies_ms": [20 numbers]}      each is one call of the wrapper with the same input
     {"memory": true}  {"peak_bytes": …, "bare_bytes": …}  None where the system does not say
     {"cpu": true}     {"cpu_seconds": …}                  CPU time of all its threads so far
-    {"quit": true}    nothing; it ends
 
 `load_ms` is the construction of the wrapper, hence with the verification of the files' hashes and with the runtime's
 compilation, without the import of the runtime. `bare_bytes` is the memory after that import, before the artifact.
@@ -54,7 +53,7 @@ def serve(
     cpus: Sequence[int] = (),
     prepare: Callable[[], None] = lambda: None,
 ) -> None:
-    """Loads one encoder and answers on the standard output until told to quit.
+    """Loads one encoder and answers on the standard output until the standard input ends.
 
     Args:
         load: Makes the encoder, and says what input it takes; timed.
@@ -86,10 +85,8 @@ def serve(
                 _reply(replies, {"peak_bytes": memory_bytes("VmHWM"), "bare_bytes": bare_bytes})
             case {"cpu": True}:
                 _reply(replies, {"cpu_seconds": time.process_time()})
-            case {"quit": True}:
-                return
             case unknown:
-                _reply(replies, {"error": f"expected run, memory, cpu or quit, found {unknown}"})
+                _reply(replies, {"error": f"expected run, memory or cpu, found {unknown}"})
 
 
 def pin(cpus: Sequence[int]) -> None:

@@ -23,7 +23,7 @@ REPORT_FILE, REPORT_FORMAT = "report.json", "vitedge-report/1"
 _NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS)
 _PROBE_BYTES = 1 << 20
 _ABANDONED = 24 * 3600  # seconds: no build takes that long
-_MAX_MARK_BYTES = 256 << 20  # a report lists every evaluation image
+_MAX_MARK_BYTES = 16 << 20
 
 
 class Mark(NamedTuple):

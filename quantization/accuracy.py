@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vitedge.quantization.fidelity import Fidelity, FloatArray, Moments, OutputAccuracy
+from vitedge.quantization.fidelity import FidelityAccumulator, FloatArray, Moments, OutputAccuracy
 from vitedge.quantization.intervals import Estimate, bounded_estimate
 from vitedge.quantization.labels import Drop, feature_drops, label_indices, top_classes, top_drops
 from vitedge.quantization.per_image import PerImage, per_image
@@ -104,7 +104,7 @@ class Comparison:
 
     def __init__(self) -> None:
         self._names: list[str] = []
-        self._fidelities: dict[str, Fidelity] = {}
+        self._fidelities: dict[str, FidelityAccumulator] = {}
         self._features: tuple[list[FloatArray], list[FloatArray]] = ([], [])
         self._top_classes: tuple[list[NDArray[np.intp]], list[NDArray[np.intp]]] = ([], [])
         self._classes = 0
@@ -147,8 +147,8 @@ class Comparison:
         if expected.shape[1] > 1:
             self._fidelity(_PATCHES).add(tokens[1:], tokens[1:])
 
-    def _fidelity(self, vectors: str) -> Fidelity:
-        return self._fidelities.setdefault(vectors, Fidelity())
+    def _fidelity(self, vectors: str) -> FidelityAccumulator:
+        return self._fidelities.setdefault(vectors, FidelityAccumulator())
 
     def result(self, *, labels: Sequence[str] = (), model_labels: Sequence[str] = ()) -> AccuracyReport:
         """What the batches add up to.

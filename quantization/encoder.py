@@ -202,12 +202,11 @@ def forward(encoder: Encoder, pixel_values: PixelValues, linear: Linear) -> dict
         The outputs named by `encoder.shape.outputs`, float32, batch first.
     """
     shape = encoder.shape
-    tensors = {name: torch.from_numpy(value) for name, value in encoder.tensors.items() if not name.endswith(".weight")}
-    norms = {n: torch.from_numpy(v) for n, v in encoder.tensors.items() if "layernorm" in n and n.endswith(".weight")}
+    tensors = {name: torch.from_numpy(value) for name, value in encoder.tensors.items()}
     activation = ACTIVATIONS[shape.activation]
 
     def layernorm(name: str, x: torch.Tensor) -> torch.Tensor:
-        weight, bias = norms[name + ".weight"], tensors[name + ".bias"]
+        weight, bias = tensors[name + ".weight"], tensors[name + ".bias"]
         return functional.layer_norm(x, (shape.hidden,), weight, bias, shape.layer_norm_eps)
 
     def attention(name: str, x: torch.Tensor) -> torch.Tensor:

@@ -91,7 +91,7 @@ class Moments:
         return np.asarray(np.sqrt(ratios) - 1)
 
 
-class Fidelity:
+class FidelityAccumulator:
     """Accumulates one kind of vector, batch by batch."""
 
     def __init__(self) -> None:

@@ -112,8 +112,8 @@ def make_plan(
     for recipe in recipes.values():
         recipe.check(encoder.shape.linears)
     balances, grids = _scores(encoder, calibration, recipes, balanced_scores)
-    folded = tuple(name for name in smoothable(encoder) if _is_integer(name, recipes))
-    centers = channel_centers(calibration.statistics, folded if centered else ())
+    smoothed_names = tuple(name for name in smoothable(encoder) if _is_integer(name, recipes))
+    centers = channel_centers(calibration.statistics, smoothed_names if centered else ())
     original, encoder = encoder, center(balance_scores(encoder, balances), centers)
     statistics = _shifted(calibration.statistics, centers)
     empty = Plan(checkpoint_digest, calibration.digest, target, recipes, 0.0, {}, {}, balances, centers, range_method)
@@ -123,7 +123,7 @@ def make_plan(
         prediction = Prediction(original, np.concatenate(list(calibration.judging())))
     best: tuple[float, Plan, Encoder] | None = None
     for strength in strengths:
-        factors = smoothing_factors(statistics, folded, strength)
+        factors = smoothing_factors(statistics, smoothed_names, strength)
         smoothed = smooth(encoder, factors)
         divisors = {**factors, **rounder.divisors}
         inputs = _inputs(smoothed, calibration, statistics, divisors, recipes, range_method)

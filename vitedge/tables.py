@@ -48,9 +48,10 @@ def comparison_table(before: Any, after: Any, changes: Any) -> RenderableType:
     for name in ("", "", "before", "after", "change", ""):
         table.add_column(name, justify="right" if name else "left")
     for change in changes:
-        factor = "ms" in change.quantity or "bytes" in change.quantity
         verdict = "no more than noise" if change.verdict == "noise" else change.verdict
-        shown = f"{change.change:.3f}×" if factor else f"{change.change:+.4g}{' dB' * ('dB' in change.quantity)}"
+        shown = (
+            f"{change.change:.3f}×" if change.is_factor else f"{change.change:+.4g}{' dB' * ('dB' in change.quantity)}"
+        )
         table.add_row(
             change.artifact,
             change.quantity,

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from vitedge.quantization.fidelity import (
     EXACT_SQNR_DB,
-    Fidelity,
+    FidelityAccumulator,
     FloatArray,
     Moments,
     OutputAccuracy,
@@ -23,7 +23,7 @@ def array(values: object) -> FloatArray:
 
 def fidelity(fp32: FloatArray, int8: FloatArray, batch: int = 1000) -> OutputAccuracy:
     """Of vectors [images, vectors, width]."""
-    found = Fidelity()
+    found = FidelityAccumulator()
     for start in range(0, len(fp32), batch):
         moments = Moments.of(fp32[start : start + batch], int8[start : start + batch])
         found.add(moments, moments)

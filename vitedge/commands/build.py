@@ -76,7 +76,6 @@ class Planned(Protocol):
 class BuildResult:
     """What was built: manifests with their measurements, by runtime, and the report as written to `report.json`."""
 
-    out: Path
     manifests: Mapping[str, Manifest]
     accuracy: Mapping[str, AccuracyReport]
     bench: BenchReport | None
@@ -120,7 +119,7 @@ def build(request: BuildRequest, console: Console = QUIET) -> BuildResult:
         manifests = _finish(built, bench, new)
         report = _report(site, built, bench, failures)
         (new / REPORT_FILE).write_text(json.dumps(report, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        result = BuildResult(request.out, manifests, built.accuracy, bench, report)
+        result = BuildResult(manifests, built.accuracy, bench, report)
         if failures and not request.keep_failing:
             raise BuildRefusedError(failures, request.out, result)
         if not request.keep_fp32:

@@ -10,10 +10,8 @@ from vitedge.converters.embed import take, write
 
 @dataclass(frozen=True)
 class EmbedResult:
-    """Where the folder is, and its files."""
+    """What runs there, and the folder's files."""
 
-    out: Path
-    platform: str
     runtime: str
     files: tuple[str, ...]
 
@@ -30,4 +28,4 @@ def embed(artifact: Path, platform: str, out: Path, *, console: Console) -> Embe
     subject = take(artifact, platform)
     with console.step(f"Running {subject.manifest.runtime} for the golden vectors, and writing {platform}"):
         files = write(subject, platform, out, kind=describe_machine().kind)
-    return EmbedResult(out, platform, subject.manifest.runtime, files)
+    return EmbedResult(subject.manifest.runtime, files)

@@ -75,10 +75,9 @@ def _saturation_doubt(manifest: Manifest) -> str:
 
 @dataclass(frozen=True)
 class VerifyResult:
-    """What `verify` measured, by artifact folder, and which gates failed, in words."""
+    """What `verify` measured, by runtime, and which gates failed, in words."""
 
     accuracy: Mapping[str, AccuracyReport]
-    manifests: Mapping[str, Manifest]
     failures: tuple[str, ...]
 
 
@@ -120,7 +119,7 @@ def verify(
         for doubt in doubts(report, gates):
             console.warn(f"{name}: {doubt}")
     failures = tuple(f"{name}: {failure}" for name, report in accuracy.items() for failure in check(report, gates))
-    return VerifyResult(accuracy, manifests, failures)
+    return VerifyResult(accuracy, failures)
 
 
 def _evaluation_images(folder: Path, manifest: Manifest, console: Console) -> ImageSet:
