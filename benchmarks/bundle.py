@@ -8,6 +8,7 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import vitedge
 import vitedge.runtimes
@@ -20,7 +21,7 @@ from vitedge.runtimes.encoder import DISTRIBUTIONS
 from vitedge.runtimes.errors import ArtifactError, OutputError
 from vitedge.runtimes.files import replacing_file
 from vitedge.runtimes.golden import GOLDEN_FILE, GOLDEN_FOLDER
-from vitedge.runtimes.manifest import FileRecord, Manifest, artifact_folders, load_manifest, sha256_of, verify_files
+from vitedge.runtimes.manifest import Manifest, artifact_folders, files_below, fp32_twins, load_manifest, verify_files
 
 _PACKAGE = Path(vitedge.__file__).parent
 # What measures on a device; the rest of the benchmarks needs a host.
@@ -44,12 +45,12 @@ class Ingredients:
         return self.build / GOLDEN_FOLDER
 
 
-def gather(artifacts: Sequence[Path], *, with_fp32: bool) -> Ingredients:
+def gather(artifacts: Sequence[Path], *, fp32: Literal["none", "kept", "all"]) -> Ingredients:
     """Finds and checks what a bundle of these artifacts needs.
 
     Args:
         artifacts: Artifact folders of one build, or the build's folder for all of them.
-        with_fp32: Whether the FP32 twins go along.
+        fp32: Which FP32 twins go along: those that the build kept, or all, or it is an error.
 
     Raises:
         ArtifactError: No artifact there, two of one runtime, a damaged file, no golden vectors, or no twin.
@@ -69,9 +70,10 @@ def gather(artifacts: Sequence[Path], *, with_fp32: bool) -> Ingredients:
     build = builds.pop()
     if not (build / GOLDEN_FOLDER / GOLDEN_FILE).is_file():
         raise ArtifactError(f"{build}: expected golden vectors in {GOLDEN_FOLDER}; build again to get them")
-    twins = {name: build / "fp32" / name for name in folders} if with_fp32 else {}
-    if missing := [str(twin) for twin in twins.values() if not twin.is_dir()]:
-        raise ArtifactError(f"{missing[0]}: no FP32 twin; build with --keep-fp32, or leave --with-fp32 out")
+    twins, missing = fp32_twins(folders) if fp32 != "none" else ({}, {})
+    if missing and fp32 == "all":
+        first = next(iter(missing.values()))
+        raise ArtifactError(f"{first}: no FP32 twin; build with --keep-fp32, or leave --with-fp32 out")
     for twin in twins.values():
         verify_files(load_manifest(twin), twin)
     return Ingredients(folders, manifests, twins, build)
@@ -113,10 +115,7 @@ def _fill(ingredients: Ingredients, folder: Path) -> None:
     _copy_package(folder / "vitedge")
     (folder / "requirements.txt").write_text(_requirements(ingredients.manifests), encoding="utf-8")
     _write_texts(ingredients, folder)
-    written = sorted(path for path in folder.rglob("*") if path.is_file())
-    files = {path.relative_to(folder).as_posix(): path for path in written}
-    records = {name: FileRecord(name, sha256_of(path), path.stat().st_size) for name, path in files.items()}
-    bundle = Bundle(folder, vitedge.__version__, artifacts, twins, records)
+    bundle = Bundle(folder, vitedge.__version__, artifacts, twins, files_below(folder))
     (folder / BUNDLE_FILE).write_text(json.dumps(bundle.to_json(), indent=1) + "\n", encoding="utf-8")
 
 

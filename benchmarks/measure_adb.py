@@ -43,7 +43,7 @@ from vitedge.benchmarks.flags import Conditions, clock_flags, conditions, pair_f
 from vitedge.benchmarks.machine import Sensors
 from vitedge.benchmarks.results import FORMAT
 from vitedge.benchmarks.speedup import median_interval, speedup_of
-from vitedge.runtimes.manifest import FileRecord, Manifest, load_manifest, sha256_of, verify_files
+from vitedge.runtimes.manifest import FileRecord, Manifest, load_manifest, verify_files
 
 _ON_DEVICE = "device:"
 _RUNTIME = "tflite"
@@ -169,7 +169,7 @@ def _tool(device: ToolDevice, folder: str) -> tuple[str, str | None]:
     if device.installed is not None:
         return device.installed, sha256_there(device, device.installed)
     here, there = Path(device.benchmark_model), f"{folder}/benchmark_model"
-    record = FileRecord(here.name, sha256_of(here), here.stat().st_size)
+    record = FileRecord.of(here)
     push(device, here, there, record)
     ask(device, f"chmod 700 {there}", "chmod")
     return there, record.sha256

@@ -42,7 +42,6 @@ from vitedge.runtimes.manifest import (
     TensorRecord,
     artifact_folders,
     load_manifest,
-    sha256_of,
 )
 from vitedge.runtimes.preprocess import PixelValues
 from vitedge.runtimes.saturation import Saturation
@@ -270,7 +269,7 @@ def _manifest(row: Row, checkpoint: Checkpoint) -> Manifest:
         precision="fp32" if row.is_fp32 else "int8",
         target="vendor",
         minimum_runtime="0",
-        files=tuple(FileRecord(path.name, sha256_of(path), path.stat().st_size) for path in files),
+        files=tuple(FileRecord.of(path) for path in files),
         inputs=(TensorRecord(INPUT, "float32", (1, shape.channels, shape.image_height, shape.image_width), "NCHW"),),
         outputs=tuple(
             TensorRecord(name, "float32", (1, *dims), "NTD" if len(dims) == 2 else "ND")

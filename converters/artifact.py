@@ -11,7 +11,7 @@ from vitedge.converters.checkpoint import Checkpoint
 from vitedge.quantization.encoder import EncoderShape
 from vitedge.quantization.integer_grid import Grid
 from vitedge.quantization.saved_plan import SavedPlan
-from vitedge.runtimes.manifest import FileRecord, Manifest, Operations, TensorRecord, sha256_of
+from vitedge.runtimes.manifest import FileRecord, Manifest, Operations, TensorRecord
 from vitedge.runtimes.saturation import Saturation
 
 _TOOLS = ("torch", "transformers", "onnx", "onnxruntime", "openvino", "ai-edge-litert", "numpy")
@@ -40,7 +40,7 @@ def build_manifest(
     sizes = {"N": batch or "batch", "C": shape.channels, "H": shape.image_height, "W": shape.image_width}
     if runtime == "tflite":
         sizes["N"] = batch or 1
-    records = tuple(FileRecord(name, sha256_of(folder / name), (folder / name).stat().st_size) for name in files)
+    records = tuple(FileRecord.of(folder / name) for name in files)
 
     def tensor(name: str, dims: tuple[int | str, ...], layout: str, dtype: str = "float32") -> TensorRecord:
         grid = grids.get(name)

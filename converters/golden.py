@@ -45,7 +45,7 @@ from vitedge.runtimes.golden import (
 from vitedge.runtimes.image import read_image
 from vitedge.runtimes.instruction_sets import ANY, X86
 from vitedge.runtimes.load import load_encoder
-from vitedge.runtimes.manifest import FileRecord, load_manifest, sha256_of
+from vitedge.runtimes.manifest import files_below, files_to_json, load_manifest
 from vitedge.runtimes.resize import Pixels, resize
 from vitedge.runtimes.selftest import Fidelity, fidelity
 
@@ -196,11 +196,8 @@ def _write_outputs(folder: Path, source: str, outputs: Mapping[str, NDArray[Any]
 
 def _save(golden: Golden) -> None:
     """Writes `golden.json`, with the hashes of all files as they are now."""
-    paths = sorted(path for path in golden.folder.rglob("*") if path.is_file() and path.name != GOLDEN_FILE)
-    files = {}
-    for path in paths:
-        name = path.relative_to(golden.folder).as_posix()
-        files[name] = FileRecord(name, sha256_of(path), path.stat().st_size)
+    files = files_below(golden.folder)
+    files.pop(GOLDEN_FILE, None)
     document = {
         "format": FORMAT,
         "preprocessing": golden.preprocessing.to_json(),
@@ -214,7 +211,7 @@ def _save(golden: Golden) -> None:
             runtime: {kind: {name: asdict(bound) for name, bound in bounds.items()} for kind, bounds in named.items()}
             for runtime, named in golden.tolerances.items()
         },
-        "files": {name: {"sha256": record.sha256, "size_bytes": record.size_bytes} for name, record in files.items()},
+        "files": files_to_json(files),
     }
     text = json.dumps(document, indent=1, allow_nan=False)
     (golden.folder / GOLDEN_FILE).write_text(text + "\n", encoding="utf-8")

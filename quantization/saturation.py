@@ -18,9 +18,7 @@ Which inputs lie side by side is the kernel's choice. `pairings` knows it, by me
 
     ONNX Runtime (MLAS)       adjacent columns of the MatMul; the patch embedding is a MatMul over flattened patches
     OpenVINO (oneDNN)         adjacent input channels, of MatMul and 1×1 convolution alike; in the patch embedding,
-                              adjacent channels at one position of the patch. If there is only one channel, oneDNN's
-                              AVX-512 kernel packs by rows or by columns of the patch (`relo_wi`, `relo_whi` in
-                              `jit_brgemm_conv_utils.cpp`); AVX2 and SSE4.1 then add nothing in 16 bits
+                              adjacent channels at one position of the patch
     TFLite (XNNPACK)          none: it widens to 16 bits before it multiplies and adds in 32
 
 Attention scores in integers are products of activations, of which nothing is known but that they have 8 bits: every
@@ -74,8 +72,8 @@ def pairings(name: str, shape: EncoderShape, runtime: str | None = None) -> tupl
         runtime: Only there; or None for every runtime, which is what weights that all of them share must satisfy.
 
     Returns:
-        One pairing for nearly every linear, two for the patch embedding of a color encoder: a column may have a
-        different partner in each. Weights are safe if |v + w| ≤ `PAIR_SUM_LIMIT` for every pair of every pairing.
+        One pairing for nearly every linear, two for the patch embedding: a column may have a different partner in each.
+        Weights are safe if |v + w| ≤ `PAIR_SUM_LIMIT` for every pair of every pairing.
 
     Raises:
         PlanError: The encoder has no such linear.
@@ -88,7 +86,7 @@ def pairings(name: str, shape: EncoderShape, runtime: str | None = None) -> tupl
     if name != "patch_embedding" or runtime == "onnx":
         return (adjacent,)
     convolved = _convolved_patch(shape)
-    return convolved if runtime == "openvino" else (adjacent, *convolved)
+    return (convolved,) if runtime == "openvino" else (adjacent, convolved)
 
 
 def certify(values: NDArray[np.int8], pairings: Sequence[Pairing]) -> Certificate:
@@ -140,12 +138,10 @@ def _unsafe_scores(shape: EncoderShape) -> UnsafeLinear:
     return UnsafeLinear(shape.heads * (shape.head_width // 2), _INT16.min + 2 * 255 * 128, ())
 
 
-def _convolved_patch(shape: EncoderShape) -> tuple[Pairing, ...]:
-    """Pairings of the patch embedding where it is a convolution; columns are in (channel, row, column) order."""
+def _convolved_patch(shape: EncoderShape) -> Pairing:
+    """That of the patch embedding where it is a convolution; columns are in (channel, row, column) order."""
     columns = np.arange(shape.patch_values).reshape(shape.channels, shape.patch_height, shape.patch_width)
-    if shape.channels > 1:
-        return (_side_by_side(columns.transpose(1, 2, 0)),)
-    return _side_by_side(columns[0]), _side_by_side(columns[0].T.ravel())
+    return _side_by_side(columns.transpose(1, 2, 0))
 
 
 def _side_by_side(columns: NDArray[np.int64]) -> Pairing:

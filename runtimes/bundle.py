@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from vitedge.runtimes.errors import ArtifactError
-from vitedge.runtimes.fields import count, mapping, parse_json, plain_path, text
-from vitedge.runtimes.manifest import FileRecord, damage
+from vitedge.runtimes.fields import mapping, parse_json, plain_path, text
+from vitedge.runtimes.manifest import FileRecord, damages, files_from_json, files_to_json
 
 FORMAT = "vitedge-bundle/1"
 BUNDLE_FILE = "bundle.json"
@@ -30,8 +30,7 @@ class Bundle:
 
     def damages(self) -> dict[str, str]:
         """What is wrong with files that are not as `bundle.json` describes them, by path."""
-        found = {name: damage(self.folder / name, record, BUNDLE_FILE) for name, record in self.files.items()}
-        return {name: what for name, what in found.items() if what}
+        return damages(self.folder, self.files, BUNDLE_FILE)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -39,9 +38,7 @@ class Bundle:
             "vitedge": self.version,
             "artifacts": dict(self.artifacts),
             "fp32": dict(self.twins),
-            "files": {
-                name: {"sha256": record.sha256, "size_bytes": record.size_bytes} for name, record in self.files.items()
-            },
+            "files": files_to_json(self.files),
         }
 
 
@@ -70,10 +67,7 @@ def load_bundle(folder: Path) -> Bundle:
             text(document["vitedge"]),
             {name: plain_path(value) for name, value in mapping(document["artifacts"]).items()},
             {name: plain_path(value) for name, value in mapping(document["fp32"]).items()},
-            {
-                plain_path(name): FileRecord(name, text(entry["sha256"]), count(entry["size_bytes"]))
-                for name, entry in mapping(document["files"]).items()
-            },
+            files_from_json(document["files"]),
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(f"{path}: not readable ({type(error).__name__}: {error}); copy the bundle again") from error

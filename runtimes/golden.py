@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from vitedge.runtimes.errors import ArtifactError
 from vitedge.runtimes.fields import count, many, mapping, parse_json, plain_path, text
 from vitedge.runtimes.instruction_sets import ANY
-from vitedge.runtimes.manifest import FileRecord, damage
+from vitedge.runtimes.manifest import FileRecord, damages, files_from_json
 from vitedge.runtimes.preprocess import Preprocessing
 
 FORMAT = "vitedge-golden/2"
@@ -108,8 +108,7 @@ class Golden:
 
     def damages(self) -> dict[str, str]:
         """What is wrong with files that are not as `golden.json` describes them, by path; empty if all are."""
-        found = {name: damage(self.folder / name, record, GOLDEN_FILE) for name, record in self.files.items()}
-        return {name: what for name, what in found.items() if what}
+        return damages(self.folder, self.files, GOLDEN_FILE)
 
 
 def load_golden(folder: Path) -> Golden:
@@ -162,10 +161,6 @@ def _parse(folder: Path, document: Any) -> Golden:
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         found = document.get("format") if isinstance(document, dict) else type(document).__name__
         raise ArtifactError(f"expected format {FORMAT}, found {found}")
-    files = {
-        plain_path(name): FileRecord(name, text(entry["sha256"]), count(entry["size_bytes"]))
-        for name, entry in mapping(document["files"]).items()
-    }
     golden = Golden(
         folder=folder,
         preprocessing=Preprocessing.from_json(mapping(document["preprocessing"])),
@@ -183,7 +178,7 @@ def _parse(folder: Path, document: Any) -> Golden:
             }
             for runtime, named in mapping(document.get("tolerances", {})).items()
         },
-        files=files,
+        files=files_from_json(document["files"]),
     )
     _check(golden)
     return golden

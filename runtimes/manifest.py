@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vitedge.runtimes.errors import ArtifactError
-from vitedge.runtimes.fields import count, integer, many, mapping, parse_json, printable, text
+from vitedge.runtimes.fields import count, integer, many, mapping, parse_json, plain_path, printable, text
 from vitedge.runtimes.instruction_sets import KINDS, exact_kinds
 from vitedge.runtimes.preprocess import Preprocessing
 from vitedge.runtimes.saturation import Saturation, UnsafeLinear, UnsafePair
@@ -51,6 +51,11 @@ class FileRecord:
     name: str
     sha256: str
     size_bytes: int
+
+    @classmethod
+    def of(cls, path: Path, name: str | None = None) -> "FileRecord":
+        """Of a file as it is, under its own name or another."""
+        return cls(name or path.name, sha256_of(path), path.stat().st_size)
 
 
 @dataclass(frozen=True)
@@ -198,6 +203,13 @@ def artifact_folders(path: Path) -> dict[str, Path]:
     return folders
 
 
+def fp32_twins(folders: Mapping[str, Path]) -> tuple[dict[str, Path], dict[str, Path]]:
+    """The FP32 twins of artifacts by runtime: those that their build kept, and where the others would be."""
+    places = {runtime: folder.resolve().parent / "fp32" / runtime for runtime, folder in folders.items()}
+    kept = {runtime: place for runtime, place in places.items() if (place / MANIFEST_FILE).is_file()}
+    return kept, {runtime: place for runtime, place in places.items() if runtime not in kept}
+
+
 def source_digest(path: Path) -> str:
     """The digest of the checkpoint that the artifacts at a path are of; errors as in `artifact_folders`."""
     folder = next(iter(artifact_folders(path).values()))
@@ -231,6 +243,35 @@ def damage(path: Path, record: FileRecord, listed_in: str = MANIFEST_FILE) -> st
             " the file was changed or damaged, copy the artifact again"
         )
     return None
+
+
+def damages(folder: Path, files: Mapping[str, FileRecord], listed_in: str) -> dict[str, str]:
+    """What is wrong with files of a folder, by path; empty if all are as their records describe them."""
+    found = {name: damage(folder / name, record, listed_in) for name, record in files.items()}
+    return {name: what for name, what in found.items() if what}
+
+
+def files_below(folder: Path) -> dict[str, FileRecord]:
+    """Every file of a folder as it is, by path."""
+    paths = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {name: FileRecord.of(path, name) for name, path in paths.items()}
+
+
+def files_to_json(files: Mapping[str, FileRecord]) -> dict[str, Any]:
+    """Records by path, as `files_from_json` reads them."""
+    return {name: {"sha256": record.sha256, "size_bytes": record.size_bytes} for name, record in files.items()}
+
+
+def files_from_json(value: Any) -> dict[str, FileRecord]:
+    """Records by path; whatever is missing is a KeyError.
+
+    Raises:
+        ArtifactError: A path may leave the folder, or a field is not what it must be.
+    """
+    return {
+        plain_path(name): FileRecord(name, text(entry["sha256"]), count(entry["size_bytes"]))
+        for name, entry in mapping(value).items()
+    }
 
 
 def sha256_of(path: Path) -> str:

@@ -95,7 +95,7 @@ def bundle_for_arm64(build: Path, out: Path) -> Path:
     machine = describe_machine()
     machine = replace(machine, isa_flags=(*machine.isa_flags, "avx512_vnni"))
     with mock.patch("vitedge.benchmarks.bundle.describe_machine", lambda: machine):
-        write_bundle(gather([build], with_fp32=False), out)
+        write_bundle(gather([build], fp32="none"), out)
     return out
 
 

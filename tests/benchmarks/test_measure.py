@@ -19,7 +19,7 @@ from vitedge.benchmarks.measure import BenchmarkError, Rival, interleaved, measu
 from vitedge.benchmarks.process import torch_command, worker_command
 from vitedge.benchmarks.speedup import speedup_of
 from vitedge.runtimes.errors import ArtifactError
-from vitedge.runtimes.manifest import FileRecord, Manifest, Operations, Origin, TensorRecord, sha256_of
+from vitedge.runtimes.manifest import FileRecord, Manifest, Operations, Origin, TensorRecord
 from vitedge.runtimes.preprocess import Preprocessing
 from vitedge.runtimes.saturation import Saturation
 
@@ -115,7 +115,7 @@ def save_artifact(folder: Path, precision: str) -> Path:
         precision=precision,
         target="avx2",
         minimum_runtime="1.16",
-        files=(FileRecord(path.name, sha256_of(path), path.stat().st_size),),
+        files=(FileRecord.of(path),),
         inputs=(TensorRecord("pixel_values", "float32", ("batch", 3, 8, 8), "NCHW"),),
         outputs=(TensorRecord("pooled", "float32", ("batch", 3, 1, 1), "NCHW"),),
         preprocessing=Preprocessing(8, 8, "bilinear", 1 / 255, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),

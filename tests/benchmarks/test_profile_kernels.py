@@ -26,7 +26,7 @@ from vitedge.converters.lower import lower
 from vitedge.quantization.encoder import Encoder
 from vitedge.quantization.plan import Plan
 from vitedge.quantization.recipe import TARGETS, Recipe
-from vitedge.runtimes.manifest import FileRecord, load_manifest, sha256_of
+from vitedge.runtimes.manifest import FileRecord, load_manifest
 
 FLAGS = set(describe_machine().isa_flags)
 needs_avx2 = pytest.mark.skipif("avx2" not in FLAGS, reason="this CPU has no AVX2")
@@ -247,4 +247,4 @@ def without_gelu(folder: Path) -> None:
                 if operator.opcodeIndex == index:
                     operator.builtinOptions, operator.builtinOptionsType = None, 0
     flatbuffer_utils.write_model(model, str(path))
-    replace(manifest, files=(FileRecord(path.name, sha256_of(path), path.stat().st_size),)).save(folder)
+    replace(manifest, files=(FileRecord.of(path),)).save(folder)

@@ -96,7 +96,7 @@ def test_as_text_and_without_a_twin(site: Site, built: Path, phone: AdbDevice, t
     artifact = shutil.copytree(built / "tflite", tmp_path / "alone" / "tflite")
     result = bench(site, artifact, phone, tool(tmp_path))
     assert result.exit_code == 0, result.stderr
-    assert "so there is no FP32 to compare with" in result.stderr
+    assert "has no FP32 to compare with" in result.stderr
     assert result.stdout.splitlines() == [
         f"adb:{phone.serial}: QTI SM8550, 2× Cortex-A520 + 1× Cortex-A715 + 1× Cortex-X3, Android 14",
         "tflite: INT8 12.00 ms; no FP32 artifact to compare with",

@@ -1,6 +1,5 @@
 """The certificate against brute force, and which inputs it pairs; `test_emulated_cpu.py` has the real kernels."""
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,6 @@ from vitedge.quantization.scores import ScoreGrids
 from vitedge.runtimes.errors import PlanError
 from vitedge.runtimes.saturation import Saturation, UnsafeLinear, UnsafePair
 
-GRAY = replace(SHAPE, channels=1, patch_height=3, patch_width=4, image_height=12, image_width=12)
 BYTES = np.array([0, 255, 1, 254, 128, 127, 17], np.int32)
 
 
@@ -117,12 +115,6 @@ def test_patch_embedding_pairs_columns_or_channels() -> None:
     np.testing.assert_array_equal(channels, np.stack([np.arange(64), 64 + np.arange(64)], axis=1))
     both = pairings("patch_embedding", SHAPE)
     np.testing.assert_array_equal(np.concatenate(both), np.concatenate([flat, channels]))
-
-
-def test_gray_patch_embedding_pairs_by_rows_and_by_columns() -> None:
-    rows, columns = pairings("patch_embedding", GRAY, "openvino")
-    np.testing.assert_array_equal(rows, adjacent(12))
-    np.testing.assert_array_equal(columns, [[0, 4], [8, 1], [5, 9], [2, 6], [10, 3], [7, 11]])
 
 
 def test_tflite_pairs_nothing() -> None:

@@ -14,7 +14,7 @@ from tests.tiny import SHAPE, random_pixels
 from vitedge.converters.tflite_npu import MODEL_FILE, convert
 from vitedge.quantization.integer_grid import Grid
 from vitedge.runtimes.errors import ArtifactError
-from vitedge.runtimes.manifest import FileRecord, Manifest, TensorRecord, sha256_of
+from vitedge.runtimes.manifest import FileRecord, Manifest, TensorRecord
 from vitedge.runtimes.tflite import TfliteEncoder, dequantize, quantize
 
 RECORD = TensorRecord("x", "int8", (4,), "D", 0.5, 3)
@@ -37,7 +37,7 @@ def saved(folder: Path, *, integer_io: bool, precision: str = "mixed", batch: in
         example(folder),
         runtime="tflite",
         minimum_runtime="2.0",
-        files=(FileRecord(MODEL_FILE, sha256_of(model), model.stat().st_size),),
+        files=(FileRecord.of(model, MODEL_FILE),),
         inputs=(record("pixel_values", (batch, 32, 32, 3), "NHWC"),),
         outputs=tuple(record(name, shape, "NTD" if len(shape) == 3 else "ND") for name, shape in outputs.items()),
     )

@@ -14,7 +14,7 @@ from vitedge.benchmarks.process import BenchmarkError, torch_command, worker_com
 from vitedge.benchmarks.results import BenchReport
 from vitedge.console import QUIET, Console
 from vitedge.runtimes.errors import ImageSetError
-from vitedge.runtimes.manifest import MANIFEST_FILE, Manifest, artifact_folders, load_manifest
+from vitedge.runtimes.manifest import Manifest, artifact_folders, fp32_twins, load_manifest
 
 if TYPE_CHECKING:
     from vitedge.benchmarks.vendor_rows import Row
@@ -93,14 +93,11 @@ def bench(
 
 def _pairs(artifact: Path, console: Console) -> dict[str, tuple[Path, Path | None]]:
     """Artifacts and their FP32 twins, by runtime."""
-    pairs = {}
-    for runtime, folder in artifact_folders(artifact).items():
-        twin = folder.resolve().parent / "fp32" / runtime
-        kept = (twin / MANIFEST_FILE).is_file()
-        if not kept:
-            console.warn(f"{twin} is not there, so {runtime} has no FP32 to compare with; build with --keep-fp32")
-        pairs[runtime] = (folder, twin if kept else None)
-    return pairs
+    folders = artifact_folders(artifact)
+    kept, missing = fp32_twins(folders)
+    for runtime, place in missing.items():
+        console.warn(f"{place} is not there, so {runtime} has no FP32 to compare with; build with --keep-fp32")
+    return {runtime: (folder, kept.get(runtime)) for runtime, folder in folders.items()}
 
 
 def _batch(manifests: Mapping[str, Manifest], asked: int | None) -> int:

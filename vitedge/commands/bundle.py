@@ -26,7 +26,7 @@ def bundle(artifacts: Sequence[Path], out: Path, *, with_fp32: bool, console: Co
         with_fp32: Whether FP32 twins go along, so that the device can say how much faster INT8 is.
         console: Shows progress.
     """
-    ingredients = gather(artifacts, with_fp32=with_fp32)
+    ingredients = gather(artifacts, fp32="all" if with_fp32 else "none")
     with console.step(f"Running {', '.join(ingredients.folders)} for the golden vectors, and packing"):
         size_bytes = write_bundle(ingredients, out)
     return BundleResult(out, tuple(ingredients.folders), size_bytes)

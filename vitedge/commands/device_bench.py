@@ -16,7 +16,7 @@ from vitedge.benchmarks.measure_adb import ToolDevice, measure_over_adb
 from vitedge.benchmarks.remote import measure_bundle
 from vitedge.benchmarks.ssh import SshDevice, parse_ssh
 from vitedge.console import Console
-from vitedge.runtimes.manifest import MANIFEST_FILE, artifact_folders
+from vitedge.runtimes.manifest import artifact_folders, fp32_twins
 
 Device = SshDevice | PythonDevice | ToolDevice
 
@@ -78,24 +78,22 @@ def bench_on_device(artifact: Path, device: Device, *, threads: int, seconds: fl
         DeviceError: See `measure_bundle`, `measure_python_over_adb` and `measure_over_adb`.
     """
     folders = artifact_folders(artifact)
-    twins = {name: folder.resolve().parent / "fp32" / name for name, folder in folders.items()}
+    kept, missing = fp32_twins(folders)
     if isinstance(device, ToolDevice):
         if "tflite" not in folders:
             raise DeviceError(
                 f"{artifact}: benchmark_model measures TFLite; expected a tflite artifact, found {[*folders]}"
             )
-        twin = twins["tflite"] if (twins["tflite"] / MANIFEST_FILE).is_file() else None
-        if twin is None:
-            console.warn(f"{twins['tflite']} is not there, so there is no FP32 to compare with; build with --keep-fp32")
+        missing = {name: place for name, place in missing.items() if name == "tflite"}
+    for name, place in missing.items():
+        console.warn(f"{place} is not there, so {name} has no FP32 to compare with; build with --keep-fp32")
+    if isinstance(device, ToolDevice):
         with console.step(f"Measuring on {device.name}"):
-            return measure_over_adb(device, folders["tflite"], twin, threads=threads, seconds=seconds)
+            return measure_over_adb(device, folders["tflite"], kept.get("tflite"), threads=threads, seconds=seconds)
     with tempfile.TemporaryDirectory(prefix="vitedge-") as temporary:
         bundle = Path(temporary) / "bundle"
-        missing = [str(twin) for twin in twins.values() if not twin.is_dir()]
-        if missing:
-            console.warn(f"{missing[0]} is not there, so there is no FP32 to compare with; build with --keep-fp32")
         with console.step(f"Bundling {', '.join(folders)}"):
-            write_bundle(gather([artifact], with_fp32=not missing), bundle)
+            write_bundle(gather([artifact], fp32="kept"), bundle)
         with console.step(f"Testing and measuring on {device.name}"):
             if isinstance(device, PythonDevice):
                 return measure_python_over_adb(device, bundle, threads=threads, seconds=seconds)
