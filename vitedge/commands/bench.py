@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _TORCH = "PyTorch eager FP32"
 # Enough for static recipes to find ranges; speed does not depend on which.
-_VENDORS_IMAGES = 16
+_VENDORS_IMAGES = 8
 
 
 @dataclass(frozen=True)
