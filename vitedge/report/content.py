@@ -109,7 +109,7 @@ def page(documents: Documents, devices: Sequence[Device]) -> Page:
         raise ValueError(f"expected artifacts {', '.join(RUNTIME_NAMES)}, found {', '.join(sorted(unknown))}")
     accuracy = {
         name: AccuracyReport.from_json(found, per_image.get(name, PerImage((), ())))
-        for name, found in (report["accuracy"] or {}).items()  # None in older builds
+        for name, found in ({} if report["accuracy"] is None else report["accuracy"]).items()  # None in older builds
         if name in manifests
     }
     bench = report["bench"]
