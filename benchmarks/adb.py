@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vitedge.benchmarks.devices import DeviceError, DeviceResult, cleaned_up, last_line
-from vitedge.runtimes.manifest import FileRecord
+from vitedge.runtimes.file_records import FileRecord
 
 # The one place where Android lets the shell's user write and execute.
 _PLACE = "/data/local/tmp"

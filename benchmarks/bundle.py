@@ -19,9 +19,10 @@ from vitedge.converters.license import LICENSE_FOLDER, copy_license, kept_licens
 from vitedge.runtimes.bundle import BUNDLE_FILE, FORMAT, Bundle
 from vitedge.runtimes.encoder import DISTRIBUTIONS
 from vitedge.runtimes.errors import ArtifactError, OutputError
+from vitedge.runtimes.file_records import files_below
 from vitedge.runtimes.files import replacing_file
 from vitedge.runtimes.golden import GOLDEN_FILE, GOLDEN_FOLDER
-from vitedge.runtimes.manifest import Manifest, artifact_folders, files_below, fp32_twins, load_manifest, verify_files
+from vitedge.runtimes.manifest import Manifest, artifact_folders, fp32_twins, load_manifest, verify_files
 
 _PACKAGE = Path(vitedge.__file__).parent
 # What measures on a device; the rest of the benchmarks needs a host.

@@ -43,7 +43,8 @@ from vitedge.benchmarks.flags import Conditions, clock_flags, conditions, pair_f
 from vitedge.benchmarks.machine import Sensors
 from vitedge.benchmarks.results import FORMAT
 from vitedge.benchmarks.speedup import median_interval, speedup_of
-from vitedge.runtimes.manifest import FileRecord, Manifest, load_manifest, verify_files
+from vitedge.runtimes.file_records import FileRecord
+from vitedge.runtimes.manifest import Manifest, load_manifest, verify_files
 
 _ON_DEVICE = "device:"
 _RUNTIME = "tflite"

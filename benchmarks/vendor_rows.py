@@ -34,15 +34,9 @@ from vitedge.converters.lower import RUNTIMES, export_error
 from vitedge.quantization.accuracy import AccuracyReport, Comparison
 from vitedge.runtimes.encoder import FloatArray, RuntimeEncoder
 from vitedge.runtimes.errors import CheckpointError
+from vitedge.runtimes.file_records import FileRecord
 from vitedge.runtimes.load import load_encoder
-from vitedge.runtimes.manifest import (
-    FileRecord,
-    Manifest,
-    Operations,
-    TensorRecord,
-    artifact_folders,
-    load_manifest,
-)
+from vitedge.runtimes.manifest import Manifest, Operations, TensorRecord, artifact_folders, load_manifest
 from vitedge.runtimes.preprocess import PixelValues
 from vitedge.runtimes.saturation import Saturation
 

@@ -11,7 +11,8 @@ from vitedge.converters.checkpoint import Checkpoint
 from vitedge.quantization.encoder import EncoderShape
 from vitedge.quantization.integer_grid import Grid
 from vitedge.quantization.saved_plan import SavedPlan
-from vitedge.runtimes.manifest import FileRecord, Manifest, Operations, TensorRecord
+from vitedge.runtimes.file_records import FileRecord
+from vitedge.runtimes.manifest import Manifest, Operations, TensorRecord
 from vitedge.runtimes.saturation import Saturation
 
 _TOOLS = ("torch", "transformers", "onnx", "onnxruntime", "openvino", "ai-edge-litert", "numpy")

@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 
 from vitedge.calibration.images import ImageSet, spread
 from vitedge.runtimes.errors import ArtifactError
+from vitedge.runtimes.file_records import files_below, files_to_json
 from vitedge.runtimes.golden import (
     FORMAT,
     GOLDEN_FILE,
@@ -45,7 +46,7 @@ from vitedge.runtimes.golden import (
 from vitedge.runtimes.image import read_image
 from vitedge.runtimes.instruction_sets import ANY, X86
 from vitedge.runtimes.load import load_encoder
-from vitedge.runtimes.manifest import files_below, files_to_json, load_manifest
+from vitedge.runtimes.manifest import load_manifest
 from vitedge.runtimes.resize import Pixels, resize
 from vitedge.runtimes.selftest import Fidelity, fidelity
 

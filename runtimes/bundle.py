@@ -11,7 +11,7 @@ from typing import Any
 
 from vitedge.runtimes.errors import ArtifactError
 from vitedge.runtimes.fields import mapping, parse_json, plain_path, text
-from vitedge.runtimes.manifest import FileRecord, damages, files_from_json, files_to_json
+from vitedge.runtimes.file_records import FileRecord, damages, files_from_json, files_to_json
 
 FORMAT = "vitedge-bundle/1"
 BUNDLE_FILE = "bundle.json"

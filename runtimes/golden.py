@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from vitedge.runtimes.errors import ArtifactError
 from vitedge.runtimes.fields import count, many, mapping, parse_json, plain_path, text
+from vitedge.runtimes.file_records import FileRecord, damages, files_from_json
 from vitedge.runtimes.instruction_sets import ANY
-from vitedge.runtimes.manifest import FileRecord, damages, files_from_json
 from vitedge.runtimes.preprocess import Preprocessing
 
 FORMAT = "vitedge-golden/2"

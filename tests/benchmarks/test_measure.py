@@ -19,7 +19,8 @@ from vitedge.benchmarks.measure import BenchmarkError, Rival, interleaved, measu
 from vitedge.benchmarks.process import torch_command, worker_command
 from vitedge.benchmarks.speedup import speedup_of
 from vitedge.runtimes.errors import ArtifactError
-from vitedge.runtimes.manifest import FileRecord, Manifest, Operations, Origin, TensorRecord
+from vitedge.runtimes.file_records import FileRecord
+from vitedge.runtimes.manifest import Manifest, Operations, Origin, TensorRecord
 from vitedge.runtimes.preprocess import Preprocessing
 from vitedge.runtimes.saturation import Saturation
 

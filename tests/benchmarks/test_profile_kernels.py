@@ -26,7 +26,8 @@ from vitedge.converters.lower import lower
 from vitedge.quantization.encoder import Encoder
 from vitedge.quantization.plan import Plan
 from vitedge.quantization.recipe import TARGETS, Recipe
-from vitedge.runtimes.manifest import FileRecord, load_manifest
+from vitedge.runtimes.file_records import FileRecord
+from vitedge.runtimes.manifest import load_manifest
 
 FLAGS = set(describe_machine().isa_flags)
 needs_avx2 = pytest.mark.skipif("avx2" not in FLAGS, reason="this CPU has no AVX2")

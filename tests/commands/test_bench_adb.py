@@ -13,7 +13,7 @@ from tests.commands.benchmark_tool import bench, tool
 from tests.commands.conftest import Site
 from vitedge.benchmarks.adb import parse_adb
 from vitedge.benchmarks.devices import DeviceError
-from vitedge.runtimes.manifest import sha256_of
+from vitedge.runtimes.file_records import sha256_of
 
 pytestmark = [
     pytest.mark.skipif(os.environ.get("CI") is None and shutil.which("adb") is None, reason="needs Debian's adb"),

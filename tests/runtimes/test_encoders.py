@@ -21,9 +21,10 @@ from tests.tiny import random_pixels, sqnr_db
 from vitedge.quantization.encoder import FloatArray
 from vitedge.runtimes.encoder import DISTRIBUTIONS, RuntimeEncoder, is_older
 from vitedge.runtimes.errors import ArtifactError, ImageError, ImageSetError, InputShapeError, RuntimeMissingError
+from vitedge.runtimes.file_records import sha256_of
 from vitedge.runtimes.image import decode_image
 from vitedge.runtimes.load import load_encoder
-from vitedge.runtimes.manifest import load_manifest, sha256_of
+from vitedge.runtimes.manifest import load_manifest
 from vitedge.runtimes.onnx import OnnxEncoder
 from vitedge.runtimes.openvino import OpenVinoEncoder
 from vitedge.runtimes.tflite import TfliteEncoder

@@ -11,18 +11,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vitedge.runtimes import manifest as manifest_module
+from vitedge.runtimes import file_records
 from vitedge.runtimes.errors import ArtifactError
+from vitedge.runtimes.file_records import FileRecord, sha256_of
 from vitedge.runtimes.manifest import (
     FORMAT,
-    FileRecord,
     Manifest,
     Operations,
     Origin,
     TensorRecord,
     artifact_folders,
     load_manifest,
-    sha256_of,
     verify_files,
 )
 from vitedge.runtimes.preprocess import Preprocessing
@@ -315,7 +314,7 @@ def test_another_size_is_refused_without_hashing(folder: Path, monkeypatch: pyte
     def never(_: Path) -> str:
         raise AssertionError("hashed")
 
-    monkeypatch.setattr(manifest_module, "sha256_of", never)
+    monkeypatch.setattr(file_records, "sha256_of", never)
     message = (
         rf"^{re.escape(str(path))}: expected 10240 bytes as in manifest\.json, found 10239; copy the artifact again$"
     )

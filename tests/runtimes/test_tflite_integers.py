@@ -14,7 +14,8 @@ from tests.tiny import SHAPE, random_pixels
 from vitedge.converters.tflite_npu import MODEL_FILE, convert
 from vitedge.quantization.integer_grid import Grid
 from vitedge.runtimes.errors import ArtifactError
-from vitedge.runtimes.manifest import FileRecord, Manifest, TensorRecord
+from vitedge.runtimes.file_records import FileRecord
+from vitedge.runtimes.manifest import Manifest, TensorRecord
 from vitedge.runtimes.tflite import TfliteEncoder, dequantize, quantize
 
 RECORD = TensorRecord("x", "int8", (4,), "D", 0.5, 3)
